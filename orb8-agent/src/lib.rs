@@ -1,1 +1,3 @@
 //! stub
+pub mod enricher;
+pub mod k8s;

@@ -1,0 +1,460 @@
+//! The static pod list: a file as `kubectl get pods -A -o json` (or `yaml`) prints it, as names.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::Deserialize;
+
+use super::{Container, ContainerId, Owner, Pod, PodUid};
+use crate::enricher::PodLookup;
+
+/// On the mirror of a static pod: the UID by which the kubelet knows it.
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+
+/// Runtimes whose ids orb8 knows; pods of others (virtual nodes) are kept without containers.
+const RUNTIMES: [&str; 3] = ["containerd://", "cri-o://", "docker://"];
+
+/// Pods, found by UID, container and address. It never changes once it is built.
+#[derive(Debug, Default)]
+pub struct PodTable {
+    pods: Vec<Arc<Pod>>,
+    by_uid: HashMap<PodUid, Arc<Pod>>,
+    by_container: HashMap<ContainerId, (Arc<Pod>, Arc<str>)>,
+    /// None where two running pods claim the address: it then names neither.
+    by_ip: HashMap<IpAddr, Option<Arc<Pod>>>,
+}
+
+/// A pod list that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PodListError {
+    /// The file cannot be read.
+    #[error("pod list {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what kubectl prints.
+    #[error("pod list {}: {reason}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Which entry, what is wrong with it and what was expected.
+        reason: String,
+    },
+}
+
+impl PodTable {
+    /// Reads a file: a `PodList` or `List`, or a stream of `Pod`s, as JSON or YAML.
+    pub fn read(path: &Path) -> Result<Self, PodListError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| PodListError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|reason| PodListError::Invalid { path: path.to_owned(), reason })
+    }
+
+    /// Reads the text of such a file. The error names the entry and what was expected.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let documents = documents(text)?;
+        if documents.is_empty() {
+            return Err("no document in it, expected Pod, PodList or List".to_owned());
+        }
+        let mut pods = Vec::new();
+        for (at, document) in documents.into_iter().enumerate() {
+            let place = format!("document {}", at + 1);
+            match document.kind.as_deref() {
+                Some("Pod") => pods.push(document.into_pod(&place)?),
+                Some("PodList" | "List") => {
+                    let items = document
+                        .items
+                        .ok_or_else(|| format!("{place}: no `items`, expected a list of pods"))?;
+                    for (at, item) in items.into_iter().enumerate() {
+                        pods.push(item.into_pod(&format!("{place}, items[{at}]"))?);
+                    }
+                }
+                kind => return Err(unexpected_kind(&place, kind, "Pod, PodList or List")),
+            }
+        }
+        Self::new(pods)
+    }
+
+    /// Indexes pods. The error names two that contradict each other.
+    pub fn new(pods: impl IntoIterator<Item = Pod>) -> Result<Self, String> {
+        let mut table = Self::default();
+        for pod in pods {
+            table.insert(Arc::new(pod))?;
+        }
+        Ok(table)
+    }
+
+    fn insert(&mut self, pod: Arc<Pod>) -> Result<(), String> {
+        for uid in [Some(pod.uid), pod.config_hash].into_iter().flatten() {
+            if let Some(other) = self.by_uid.insert(uid, Arc::clone(&pod)) {
+                return Err(format!(
+                    "pods {}/{} and {}/{} have the same UID {uid}, expected one pod per UID",
+                    other.namespace, other.name, pod.namespace, pod.name
+                ));
+            }
+        }
+        for container in &pod.containers {
+            let owner = (Arc::clone(&pod), Arc::clone(&container.name));
+            self.by_container.insert(container.id, owner);
+        }
+        // The address of a pod on the host network is the node's, that of a finished pod may be
+        // anybody's by now.
+        if !pod.host_network && !pod.finished {
+            for &ip in &pod.ips {
+                self.by_ip
+                    .entry(ip.to_canonical())
+                    .and_modify(|owner| *owner = None)
+                    .or_insert_with(|| Some(Arc::clone(&pod)));
+            }
+        }
+        self.pods.push(pod);
+        Ok(())
+    }
+}
+
+impl PodLookup for PodTable {
+    fn by_uid(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+        self.by_uid.get(uid).cloned()
+    }
+
+    fn by_container(&self, id: &ContainerId) -> Option<(Arc<Pod>, Arc<str>)> {
+        self.by_container.get(id).cloned()
+    }
+
+    fn by_ip(&self, ip: IpAddr) -> Option<Arc<Pod>> {
+        self.by_ip.get(&ip.to_canonical())?.clone()
+    }
+
+    fn generation(&self) -> u64 {
+        0
+    }
+
+    fn namespaces(&self) -> Vec<Arc<str>> {
+        let names: BTreeSet<_> = self.pods.iter().map(|pod| Arc::clone(&pod.namespace)).collect();
+        names.into_iter().collect()
+    }
+
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        self.pods.clone()
+    }
+}
+
+/// JSON documents may simply follow each other; YAML documents are separated by `---`.
+fn documents(text: &str) -> Result<Vec<Object>, String> {
+    let text = text.trim_start_matches('\u{feff}');
+    if text.trim_start().starts_with('{') {
+        return serde_json::Deserializer::from_str(text)
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .map_err(|why| format!("it is not the JSON that kubectl prints: {why}"));
+    }
+    // The operator's own file: as large as the cluster is.
+    let options = serde_saphyr::options! { budget: None, with_snippet: false };
+    serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|why| format!("it is not the YAML that kubectl prints: {why}"))
+}
+
+fn unexpected_kind(place: &str, kind: Option<&str>, expected: &str) -> String {
+    let kind = kind.map_or("no kind".to_owned(), |kind| format!("kind `{kind}`"));
+    format!("{place}: it has {kind}, expected {expected}")
+}
+
+/// A pod or a list of them: the subset that orb8 reads. Everything is optional to serde, so that
+/// what is missing is reported with the entry's place and name.
+#[derive(Deserialize)]
+struct Object {
+    kind: Option<String>,
+    items: Option<Vec<Object>>,
+    metadata: Option<Metadata>,
+    spec: Option<Spec>,
+    status: Option<Status>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    namespace: Option<String>,
+    name: Option<String>,
+    uid: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
+    owner_references: Option<Vec<OwnerReference>>,
+}
+
+#[derive(Deserialize)]
+struct OwnerReference {
+    kind: String,
+    name: String,
+    controller: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    node_name: Option<String>,
+    host_network: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<PodIp>>,
+    qos_class: Option<String>,
+    container_statuses: Option<Vec<ContainerStatus>>,
+    init_container_statuses: Option<Vec<ContainerStatus>>,
+    ephemeral_container_statuses: Option<Vec<ContainerStatus>>,
+}
+
+#[derive(Deserialize)]
+struct PodIp {
+    ip: String,
+}
+
+#[derive(Deserialize)]
+struct ContainerStatus {
+    name: String,
+    #[serde(rename = "containerID")]
+    container_id: Option<String>,
+}
+
+impl Object {
+    fn into_pod(self, place: &str) -> Result<Pod, String> {
+        // The items of a PodList need not repeat their kind.
+        if self.kind.as_deref().is_some_and(|kind| kind != "Pod") {
+            return Err(unexpected_kind(place, self.kind.as_deref(), "Pod"));
+        }
+        let metadata = self.metadata.unwrap_or_default();
+        let name = metadata
+            .name
+            .filter(|name| !name.is_empty())
+            .ok_or_else(|| format!("{place}: no metadata.name, expected the pod's name"))?;
+        let namespace = metadata.namespace.unwrap_or_else(|| "default".to_owned());
+        let place = format!("{place} (pod {namespace}/{name})");
+        let uid = metadata
+            .uid
+            .ok_or_else(|| format!("{place}: no metadata.uid, expected the pod's UID"))?
+            .parse()
+            .map_err(|why| format!("{place}: metadata.uid: {why}"))?;
+        let config_hash = match metadata.annotations.unwrap_or_default().remove(CONFIG_HASH) {
+            // A static pod that is not a mirror carries its own hash.
+            Some(hash) => hash.parse().ok().filter(|hash| *hash != uid),
+            None => None,
+        };
+        let owners = metadata.owner_references.unwrap_or_default();
+        let owner = owners.into_iter().find(|owner| owner.controller == Some(true));
+        let spec = self.spec.unwrap_or_default();
+        let status = self.status.unwrap_or_default();
+        Ok(Pod {
+            namespace: namespace.into(),
+            name: name.into(),
+            uid,
+            config_hash,
+            node: spec.node_name.unwrap_or_default().into(),
+            host_network: spec.host_network.unwrap_or_default(),
+            ips: status.ips(&place)?,
+            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            qos: match status.qos_class.as_deref() {
+                None | Some("") => None,
+                Some(class) => {
+                    Some(class.parse().map_err(|why| format!("{place}: status.qosClass: {why}"))?)
+                }
+            },
+            containers: status.containers(&place)?,
+            labels: metadata.labels.unwrap_or_default(),
+            owner: owner.map(|owner| Owner { kind: owner.kind.into(), name: owner.name.into() }),
+        })
+    }
+}
+
+impl Status {
+    fn ips(&self, place: &str) -> Result<Vec<IpAddr>, String> {
+        let all = self.pod_ips.iter().flatten().map(|entry| &entry.ip);
+        let mut ips = Vec::new();
+        for text in all.chain(&self.pod_ip).filter(|text| !text.is_empty()) {
+            let ip = text.parse().map_err(|_| {
+                format!("{place}: status.podIPs: `{text}` is not an IPv4 or IPv6 address")
+            })?;
+            if !ips.contains(&ip) {
+                ips.push(ip);
+            }
+        }
+        Ok(ips)
+    }
+
+    fn containers(&self, place: &str) -> Result<Vec<Container>, String> {
+        let all = [
+            &self.init_container_statuses,
+            &self.container_statuses,
+            &self.ephemeral_container_statuses,
+        ];
+        let mut containers = Vec::new();
+        for status in all.into_iter().flatten().flatten() {
+            let text = status.container_id.as_deref().unwrap_or_default();
+            let Some(id) = RUNTIMES.iter().find_map(|scheme| text.strip_prefix(scheme)) else {
+                continue;
+            };
+            let id = id
+                .parse()
+                .map_err(|why| format!("{place}: containerID of `{}`: {why}", status.name))?;
+            containers.push(Container { name: status.name.as_str().into(), id });
+        }
+        Ok(containers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::k8s::Qos;
+
+    const UID: &str = "8d5f24b5-3f56-4f60-a7a8-0c2f8b5e6f3a";
+    const HASH: &str = "0f5d7cbb6ed9ea8e6ba0f1d9d2c8d1ff";
+
+    fn id(digit: char) -> String {
+        digit.to_string().repeat(64)
+    }
+
+    fn pod_json() -> String {
+        format!(
+            r#"{{"apiVersion": "v1", "kind": "Pod",
+            "metadata": {{"name": "web-5d9c7bb4f8-x2x7k", "namespace": "shop", "uid": "{UID}",
+                "labels": {{"app": "web", "pod-template-hash": "5d9c7bb4f8"}},
+                "ownerReferences": [{{"apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": true,
+                    "blockOwnerDeletion": true, "name": "web-5d9c7bb4f8", "uid": "x"}}]}},
+            "spec": {{"nodeName": "n1", "containers": [{{"name": "web", "image": "nginx"}}]}},
+            "status": {{"phase": "Running", "podIP": "10.0.0.7", "qosClass": "Burstable",
+                "podIPs": [{{"ip": "10.0.0.7"}}, {{"ip": "fd00::7"}}],
+                "containerStatuses": [{{"name": "web", "ready": true, "containerID": "containerd://{}"}},
+                    {{"name": "late", "state": {{"waiting": {{}}}}}}],
+                "initContainerStatuses": [{{"name": "setup", "containerID": "cri-o://{}"}}],
+                "ephemeralContainerStatuses": [{{"name": "debug", "containerID": "docker://{}"}}]}}}}"#,
+            id('a'),
+            id('b'),
+            id('c'),
+        )
+    }
+
+    #[test]
+    fn a_pod_is_found_by_uid_container_and_every_address() {
+        let table = PodTable::parse(&pod_json()).unwrap();
+        let pod = table.by_uid(&UID.parse().unwrap()).unwrap();
+        assert_eq!((&*pod.namespace, &*pod.name), ("shop", "web-5d9c7bb4f8-x2x7k"));
+        assert_eq!((&*pod.node, pod.qos), ("n1", Some(Qos::Burstable)));
+        assert_eq!(pod.workload().unwrap(), "Deployment/web");
+        for ip in ["10.0.0.7", "fd00::7", "::ffff:10.0.0.7"] {
+            assert_eq!(table.by_ip(ip.parse().unwrap()), Some(Arc::clone(&pod)));
+        }
+        for (digit, name) in [('a', "web"), ('b', "setup"), ('c', "debug")] {
+            let (found, container) = table.by_container(&id(digit).parse().unwrap()).unwrap();
+            assert_eq!((&found, &*container), (&pod, name));
+        }
+        assert_eq!(table.namespaces(), [Arc::from("shop")]);
+    }
+
+    #[test]
+    fn json_lists_json_streams_and_yaml_say_the_same() {
+        let pod = pod_json();
+        let expected = PodTable::parse(&pod).unwrap().pods();
+        let second = pod.replace(UID, &UID.replace('8', "9")).replace("web-5", "web-6");
+        let list = format!(r#"{{"kind": "List", "metadata": {{}}, "items": [{pod}, {second}]}}"#);
+        let stream = format!("{pod}\n{second}\n");
+        let yaml = format!("---\nkind: PodList\nitems:\n- {pod}\n- {second}\n");
+        let yaml_stream = format!("{pod}\n---\n{second}\n---\n");
+        for text in [list, stream, yaml, format!("# pods\n{yaml_stream}")] {
+            let pods = PodTable::parse(&text).unwrap_or_else(|why| panic!("{why}: {text}")).pods();
+            assert_eq!((pods.len(), &pods[0]), (2, &expected[0]));
+        }
+    }
+
+    #[test]
+    fn block_yaml_as_kubectl_prints_it_is_read() {
+        let text = format!(
+            "apiVersion: v1\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata:\n    annotations:\n\
+             \x20     {CONFIG_HASH}: {HASH}\n    name: kube-proxy-n1\n    namespace: kube-system\n\
+             \x20   uid: {UID}\n    labels:\n      tier: \"5\"\n  spec:\n    hostNetwork: true\n\
+             \x20 status:\n    podIP: 192.168.0.1\n    podIPs:\n    - ip: 192.168.0.1\nkind: List\n"
+        );
+        let table = PodTable::parse(&text).unwrap();
+        let pod = table.by_uid(&HASH.parse().unwrap()).expect("found by the kubelet's hash");
+        assert_eq!(pod.uid.to_string(), UID);
+        assert!(pod.host_network && pod.labels["tier"] == "5");
+        assert_eq!(table.by_ip("192.168.0.1".parse().unwrap()), None, "it is the node's address");
+    }
+
+    #[test]
+    fn an_address_names_a_pod_only_while_it_is_its_own() {
+        let running = pod_json();
+        let other = running.replace(UID, &UID.replace('8', "9"));
+        let finished = other.replace("Running", "Succeeded");
+        let ip = "10.0.0.7".parse().unwrap();
+        let reused = PodTable::parse(&format!("{running}{finished}")).unwrap();
+        assert_eq!(reused.by_ip(ip).unwrap().uid.to_string(), UID);
+        let contested = PodTable::parse(&format!("{running}{other}")).unwrap();
+        assert_eq!(contested.by_ip(ip), None);
+    }
+
+    #[test]
+    fn errors_name_the_file_the_entry_and_what_was_expected() {
+        let pod = pod_json();
+        let cases = [
+            ("", "no document in it, expected Pod"),
+            ("[1, 2]", "YAML that kubectl prints"),
+            ("{\"kind\": ", "JSON that kubectl prints: EOF"),
+            ("kind: Service", "document 1: it has kind `Service`, expected Pod, PodList or List"),
+            ("{}", "document 1: it has no kind"),
+            ("kind: PodList", "document 1: no `items`"),
+            (r#"{"kind":"List","items":[{"kind":"Node"}]}"#, "items[0]: it has kind `Node`"),
+            (r#"{"kind":"PodList","items":[{}]}"#, "items[0]: no metadata.name"),
+            (r#"{"kind":"Pod","metadata":{"name":"a"}}"#, "(pod default/a): no metadata.uid"),
+            (&pod.replace(UID, "u-1"), "metadata.uid: `u-1` is not a pod UID: expected a UUID"),
+            (&pod.replace("Burstable", "Best"), "status.qosClass: `Best` is not"),
+            (&pod.replace("fd00::7", "fd00:::7"), "`fd00:::7` is not an IPv4 or IPv6 address"),
+            (&pod.replace(&id('a'), "abc"), "containerID of `web`: `abc` is not a container id"),
+            (&format!("{pod}{pod}"), "have the same UID"),
+        ];
+        for (text, expected) in cases {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            let why = PodTable::read(file.path()).unwrap_err().to_string();
+            let file = file.path().display().to_string();
+            assert!(why.contains(expected) && why.contains(&file), "{text}: {why}");
+        }
+        let why = PodTable::read(Path::new("/no/such/file")).unwrap_err().to_string();
+        assert!(why.contains("/no/such/file") && why.contains("No such file"), "{why}");
+    }
+
+    #[test]
+    fn a_list_of_five_thousand_pods_is_not_too_large() {
+        let pod = pod_json();
+        let mut text = "kind: PodList\nitems:\n".to_owned();
+        for n in 0..5_000 {
+            let uid = format!("{n:08x}-3f56-4f60-a7a8-0c2f8b5e6f3a");
+            text += &format!("- {}\n", pod.replace(UID, &uid).replace('\n', " "));
+        }
+        assert_eq!(PodTable::parse(&text).unwrap().pods().len(), 5_000);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_text_is_an_error_or_a_table_and_never_a_panic(text in any::<String>()) {
+            let _ = PodTable::parse(&text);
+            let _ = PodTable::parse(&format!("{{\"kind\": \"Pod\", \"metadata\": {{\"name\": {text:?}}}}}"));
+        }
+    }
+}
