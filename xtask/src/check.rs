@@ -1,0 +1,37 @@
+//! `cargo xtask check`: everything that can be wrong without running the product.
+
+use anyhow::Result;
+
+use crate::step::{self, cargo, program};
+
+const SCRIPTS: [&str; 3] = ["scripts/setup.sh", "scripts/setup-lima.sh", ".ci/run"];
+
+/// Cheapest first. The optional tools are skipped by name, so that nobody takes silence for a pass.
+pub(crate) fn run() -> Result<()> {
+    step::run(cargo().args(["fmt", "--all", "--check"]))?;
+    for script in SCRIPTS {
+        step::run(program("bash").args(["-n", script]))?;
+    }
+    if wanted("shellcheck") {
+        step::run(program("shellcheck").args(SCRIPTS))?;
+    }
+    step::run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    step::run(cargo().env("RUSTDOCFLAGS", "-D warnings").args([
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+    ]))?;
+    if wanted("cargo-deny") {
+        step::run(cargo().args(["deny", "check"]))?;
+    }
+    Ok(())
+}
+
+fn wanted(tool: &str) -> bool {
+    let there = step::installed(tool);
+    if !there {
+        println!("- {tool} is not installed: that check is skipped");
+    }
+    there
+}
