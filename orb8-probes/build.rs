@@ -26,7 +26,8 @@ fn main() -> ExitCode {
     println!("cargo::rerun-if-env-changed=ORB8_BPF_OBJECTS");
     let crate_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
-    for watched in ["src", "bpf/Cargo.toml", "bpf/Cargo.lock", "build", "build.rs", "../orb8-common"]
+    for watched in
+        ["src", "bpf/Cargo.toml", "bpf/Cargo.lock", "build", "build.rs", "../orb8-common"]
     {
         println!("cargo::rerun-if-changed={}", crate_dir.join(watched).display());
     }
@@ -97,12 +98,13 @@ fn compile(t: &Toolchain, crate_dir: &Path, out_dir: &Path, probe: &str) -> Resu
         .arg(&target_dir)
         .args(t.build_std.then_some("-Zbuild-std=core"))
         .args(["--", &format!("--emit=llvm-bc={}", bitcode.display())]);
-    // aya-ebpf needs feature(asm_experimental_arch); -Zbuild-std needs the unscoped permission.
-    let bootstrap = if t.build_std { "1" } else { "aya_ebpf" };
+    // Inline assembly for BPF is unstable, and two crates use it: aya-ebpf for its helpers and the
+    // probe for its atomics. -Zbuild-std needs the unscoped permission.
+    let bootstrap = if t.build_std { "1".into() } else { format!("aya_ebpf,{probe}") };
     let inner = [
         ("RUSTC", t.rustc.display().to_string()),
         ("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")),
-        ("RUSTC_BOOTSTRAP", bootstrap.into()),
+        ("RUSTC_BOOTSTRAP", bootstrap),
     ];
     toolchain::run_with(&mut cargo, inner)?;
 

@@ -22,8 +22,7 @@ pub mod key_flags {
 pub const VLAN_PRESENT: u16 = 0x1000;
 
 /// Key of an IPv4 (or non-IP) flow: one direction of one conversation on one interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FlowKey4 {
     /// Source address, network-order word.
@@ -45,8 +44,7 @@ pub struct FlowKey4 {
 }
 
 /// Key of an IPv6 flow; fields as in [`FlowKey4`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FlowKey6 {
     /// Source address, network-order words.
@@ -68,8 +66,9 @@ pub struct FlowKey6 {
 }
 
 /// Packets and bytes as the interface counts them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Counts {
     /// Packets as handed to the interface: a GSO packet is one.
@@ -81,8 +80,9 @@ pub struct Counts {
 }
 
 /// Value of `FLOWS_V4` and `FLOWS_V6`. Counters only grow while the entry lives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct FlowStats {
     /// Totals, without what still waits in `LAST_V4` or `LAST_V6`.
@@ -93,15 +93,18 @@ pub struct FlowStats {
     pub first_ns: u64,
     /// cgroup of the sending socket, 0 where the packet had none (all that a pod receives).
     pub cgroup_id: u64,
-    /// TCP flags seen so far, or-ed (SYN, FIN and RST are exact; others as of the slow path).
-    pub tcp_flags: u32,
+    /// 1 once a TCP SYN was seen. A byte each: CPUs that set them at once lose nothing.
+    pub syn: u8,
+    /// 1 once a TCP FIN was seen.
+    pub fin: u8,
+    /// 1 once a TCP RST was seen.
+    pub rst: u8,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: [u8; 5],
 }
 
 /// Packets that found no room in the flow table, per interface and direction: `OVERFLOW`'s key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct OverflowKey {
     /// Interface index.
@@ -145,6 +148,16 @@ last_flow!(
     LastFlow6, FlowKey6, 104
 );
 
+/// Bits of the TCP flags byte (RFC 9293) that mark a flow's life.
+pub mod tcp_flags {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Synchronise sequence numbers: the connection is being opened.
+    pub const SYN: u8 = 0x02;
+    /// The connection is being torn down.
+    pub const RST: u8 = 0x04;
+}
+
 /// Why a [`NetworkFlowEvent`] was emitted; several may hold at once.
 pub mod event_reasons {
     /// First packet of an entry.
@@ -170,8 +183,7 @@ pub mod family {
 /// Emitted after the counters moved, with the counters as they were then, so that whoever has
 /// taken less than `stats.counts` from this flow can take the difference, from here or from the
 /// map, once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct NetworkFlowEvent {
     /// The flow; an IPv4 key has its addresses in word 0.
@@ -191,8 +203,9 @@ pub struct NetworkFlowEvent {
 }
 
 /// `PULSE[0]`: what the kernel alone knows about itself, written by running `orb8_pulse`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Pulse {
     /// `bpf_jiffies64` now.

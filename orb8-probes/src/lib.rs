@@ -1,1 +1,8 @@
-//! stub
+//! orb8's eBPF probes: the compiled objects, and the parts of them that can be tested on the host.
+//!
+//! The kernel side is the files beside this one, compiled by `build.rs` for the BPF target.
+
+pub mod network;
+mod objects;
+
+pub use objects::{Missing, NETWORK_PROBE};

@@ -8,7 +8,7 @@
     unused_qualifications,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
-    clippy::large_futures,
+    clippy::large_enum_variant,
     reason = "generated code; the documentation is in the proto file"
 )]
 mod r#gen {

@@ -1,0 +1,37 @@
+//! Emitting event records, and counting those that could not be.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{PerCpuArray, RingBuf},
+};
+use orb8_common::{Record, drops::Drop};
+
+/// The reader wakes up on a timer; a wake-up from here would cost the traced task 5 µs and more.
+const BPF_RB_NO_WAKEUP: u64 = 1;
+
+/// One counter per [`Drop`] slot.
+#[map]
+static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Drop::SLOTS, 0);
+
+/// Has `fill` write a record in the ring itself, or counts that there was no room.
+#[inline(always)]
+pub(crate) fn emit<T: Record>(ring: &RingBuf, fill: impl FnOnce(&mut T)) {
+    count(Drop::EventsSeen, 1);
+    match ring.reserve::<T>(0) {
+        Some(mut entry) => {
+            // SAFETY: any bits are a `Record`, and `fill` overwrites what the ring held before.
+            fill(unsafe { entry.assume_init_mut() });
+            entry.submit(BPF_RB_NO_WAKEUP);
+        }
+        None => count(Drop::RingFull, 1),
+    }
+}
+
+/// Adds `n` to a slot of this CPU.
+#[inline(always)]
+pub(crate) fn count(slot: Drop, n: u64) {
+    if let Some(counter) = DROPS.get_ptr_mut(slot as u32) {
+        // SAFETY: a pointer into this CPU's value; the program cannot be preempted by itself here.
+        unsafe { *counter += n };
+    }
+}

@@ -1,0 +1,278 @@
+//! The maps of the network signal, each behind the functions that use it.
+
+use core::arch::asm;
+
+use aya_ebpf::{
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns},
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use orb8_common::{
+    drops::Drop,
+    network::{
+        Counts, FlowKey4, FlowKey6, FlowStats, LastFlow4, LastFlow6, NetworkFlowEvent, OverflowKey,
+        Pulse, family, key_flags, tcp_flags,
+    },
+};
+
+use crate::emit;
+
+/// Entries per family unless the loader says otherwise. A full table costs detail, never a total.
+const FLOW_TABLE_SIZE: u32 = 65_536;
+/// Two per interface; the agent creates them before it attaches.
+const OVERFLOW_SIZE: u32 = 8_192;
+/// Bytes unless the loader says otherwise.
+const RING_SIZE: u32 = 1 << 20;
+/// A slot is reused for this long at most, so that an idle flow's entry can be removed without a
+/// packet that still counts on it.
+const SLOT_LIFE_JIFFIES: u64 = 4;
+
+#[map]
+static FLOWS_V4: HashMap<FlowKey4, FlowStats> = HashMap::with_max_entries(FLOW_TABLE_SIZE, 0);
+#[map]
+static FLOWS_V6: HashMap<FlowKey6, FlowStats> = HashMap::with_max_entries(FLOW_TABLE_SIZE, 0);
+/// Per direction: data and acknowledgements alternate, and would push each other out.
+#[map]
+static LAST_V4: PerCpuArray<LastFlow4> = PerCpuArray::with_max_entries(2, 0);
+#[map]
+static LAST_V6: PerCpuArray<LastFlow6> = PerCpuArray::with_max_entries(2, 0);
+#[map]
+static OVERFLOW: HashMap<OverflowKey, Counts> = HashMap::with_max_entries(OVERFLOW_SIZE, 0);
+/// Per family: the jiffy in which this CPU last found the table full.
+#[map]
+static FULL_AT: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
+#[map]
+static FLOW_EVENTS: RingBuf = RingBuf::with_byte_size(RING_SIZE, 0);
+#[map]
+static PULSE: Array<Pulse> = Array::with_max_entries(1, 0);
+
+/// Where a new entry is put together: the stack has no room for it.
+#[map]
+static NEW_ENTRY: PerCpuArray<FlowStats> = PerCpuArray::with_max_entries(1, 0);
+
+/// What IPv4 and IPv6 have in common.
+pub(super) trait Family: Copy + 'static {
+    type Last: Last<Self> + 'static;
+    const FAMILY: u8;
+    const FULL_SLOT: u32;
+
+    fn table() -> &'static HashMap<Self, FlowStats>;
+    fn slots() -> &'static PerCpuArray<Self::Last>;
+    fn same(&self, other: &Self) -> bool;
+    fn widen(&self) -> FlowKey6;
+    fn ifindex(&self) -> u32;
+    fn key_flags(&self) -> u8;
+}
+
+/// Access to the per-CPU slot whose key is a `K`.
+pub(super) trait Last<K> {
+    fn key(&self) -> &K;
+    fn pending(&mut self) -> &mut Counts;
+    fn fresh(&self, now: u64) -> bool;
+    fn touch(&mut self, now: u64);
+    fn hand_to(&mut self, key: &K, now: u64);
+    /// Nothing waits here, and nothing may until the slot is handed to a flow.
+    fn release(&mut self);
+}
+
+macro_rules! family {
+    ($key:ty, $last:ty, $table:ident, $slots:ident, $family:expr, $full:literal, $words:literal, $widen:expr) => {
+        impl Family for $key {
+            type Last = $last;
+            const FAMILY: u8 = $family;
+            const FULL_SLOT: u32 = $full;
+
+            #[inline(always)]
+            fn table() -> &'static HashMap<Self, FlowStats> {
+                &$table
+            }
+            #[inline(always)]
+            fn slots() -> &'static PerCpuArray<$last> {
+                &$slots
+            }
+            #[inline(always)]
+            fn same(&self, other: &Self) -> bool {
+                let mut differs = self.ifindex ^ other.ifindex;
+                differs |= u32::from(self.src_port ^ other.src_port);
+                differs |= u32::from(self.dst_port ^ other.dst_port);
+                differs |= u32::from(self.vlan ^ other.vlan);
+                differs |= u32::from(self.protocol ^ other.protocol);
+                differs |= u32::from(self.flags ^ other.flags);
+                let mut word = 0;
+                while word < $words {
+                    differs |= self.src[word] ^ other.src[word];
+                    differs |= self.dst[word] ^ other.dst[word];
+                    word += 1;
+                }
+                differs == 0
+            }
+            #[inline(always)]
+            fn widen(&self) -> FlowKey6 {
+                $widen(self)
+            }
+            #[inline(always)]
+            fn ifindex(&self) -> u32 {
+                self.ifindex
+            }
+            #[inline(always)]
+            fn key_flags(&self) -> u8 {
+                self.flags
+            }
+        }
+
+        impl Last<$key> for $last {
+            #[inline(always)]
+            fn key(&self) -> &$key {
+                &self.key
+            }
+            #[inline(always)]
+            fn pending(&mut self) -> &mut Counts {
+                &mut self.pending
+            }
+            #[inline(always)]
+            fn fresh(&self, now: u64) -> bool {
+                now - self.loaded_jiffies < SLOT_LIFE_JIFFIES
+            }
+            #[inline(always)]
+            fn touch(&mut self, now: u64) {
+                self.last_jiffies = now;
+            }
+            #[inline(always)]
+            fn release(&mut self) {
+                self.pending = Counts { packets: 0, bytes: 0, extra_segments: 0 };
+                self.loaded_jiffies = 0;
+            }
+            #[inline(always)]
+            fn hand_to(&mut self, key: &$key, now: u64) {
+                // A reader on another CPU trusts the slot only while both numbers agree.
+                // SAFETY: plain fields of a map value, written in this order for that reader.
+                unsafe { core::ptr::write_volatile(&mut self.opened, self.opened + 1) };
+                self.key = *key;
+                self.pending = Counts { packets: 0, bytes: 0, extra_segments: 0 };
+                self.last_jiffies = now;
+                self.loaded_jiffies = now;
+                // SAFETY: as above.
+                unsafe { core::ptr::write_volatile(&mut self.settled, self.opened) };
+            }
+        }
+    };
+}
+
+family!(FlowKey4, LastFlow4, FLOWS_V4, LAST_V4, family::V4, 0, 1, FlowKey4::widen);
+family!(FlowKey6, LastFlow6, FLOWS_V6, LAST_V6, family::V6, 1, 4, |key: &FlowKey6| *key);
+
+/// `bpf_jiffies64`; the kernel's compiler makes it a load.
+#[inline(always)]
+pub(super) fn now() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_jiffies64() }
+}
+
+/// Nanoseconds since boot, suspend included.
+#[inline(always)]
+pub(super) fn boot_ns() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// This CPU's scratch entry.
+#[inline(always)]
+pub(super) fn new_entry() -> Option<&'static mut FlowStats> {
+    // SAFETY: this CPU's value of a live map, used by one run of the program at a time.
+    NEW_ENTRY.get_ptr_mut(0).map(|entry| unsafe { &mut *entry })
+}
+
+/// Adds to a flow's entry; other CPUs may do the same at this moment.
+#[inline(always)]
+pub(super) fn add(entry: *mut FlowStats, counts: &Counts, now: u64, flags: u8) {
+    // SAFETY: `entry` is a value of the flow table, which stays mapped while the program runs.
+    let stats = unsafe { &mut *entry };
+    atomic_add(&mut stats.counts, counts);
+    stats.last_jiffies = now;
+    if flags & tcp_flags::SYN != 0 {
+        stats.syn = 1;
+    }
+    if flags & tcp_flags::FIN != 0 {
+        stats.fin = 1;
+    }
+    if flags & tcp_flags::RST != 0 {
+        stats.rst = 1;
+    }
+}
+
+#[inline(always)]
+fn atomic_add(to: &mut Counts, counts: &Counts) {
+    fetch_add(&mut to.packets, counts.packets);
+    fetch_add(&mut to.bytes, counts.bytes);
+    if counts.extra_segments != 0 {
+        fetch_add(&mut to.extra_segments, counts.extra_segments);
+    }
+}
+
+/// The one atomic that every kernel with ring buffers has. Rust's atomics need compare-and-swap,
+/// which the target does not promise.
+#[inline(always)]
+fn fetch_add(counter: &mut u64, n: u64) {
+    // SAFETY: an aligned word of a live map value.
+    unsafe {
+        asm!("lock *(u64 *)({at} + 0) += {n}", at = in(reg) counter, n = in(reg) n);
+    }
+}
+
+/// Whether this CPU found the table of `K` full in this very jiffy. Asking a full table again for
+/// every packet would make overload dearer than the load.
+#[inline(always)]
+pub(super) fn known_full<K: Family>(now: u64) -> bool {
+    // SAFETY: a live value of this CPU.
+    FULL_AT.get_ptr(K::FULL_SLOT).is_some_and(|at| unsafe { *at } == now)
+}
+
+/// Remembers that the table of `K` was found full.
+#[inline(always)]
+pub(super) fn note_full<K: Family>(now: u64) {
+    if let Some(at) = FULL_AT.get_ptr_mut(K::FULL_SLOT) {
+        // SAFETY: a live value of this CPU.
+        unsafe { *at = now };
+    }
+}
+
+/// Counts packets that have no entry of their own, so that the interface's total stays whole.
+#[inline(always)]
+pub(super) fn overflow<K: Family>(key: &K, counts: &Counts) {
+    emit::count(Drop::FlowTableFull, counts.packets);
+    let direction = u32::from(key.key_flags() & key_flags::HOOK_EGRESS);
+    match OVERFLOW.get_ptr_mut(OverflowKey { ifindex: key.ifindex(), direction }) {
+        // SAFETY: a live map value.
+        Some(total) => atomic_add(unsafe { &mut *total }, counts),
+        None => emit::count(Drop::Uncounted, counts.packets),
+    }
+}
+
+/// Reports a moment of a flow's life, with its counters as they are now.
+#[inline(always)]
+pub(super) fn report<K: Family>(key: &K, entry: *const FlowStats, reasons: u8, tcp_flags: u8) {
+    emit::emit(&FLOW_EVENTS, |event: &mut NetworkFlowEvent| {
+        event.key = key.widen();
+        event.family = K::FAMILY;
+        event.reasons = reasons;
+        event.tcp_flags = tcp_flags;
+        event.reserved = 0;
+        // SAFETY: a live map value; its counters only grow, so a torn copy is merely early.
+        event.stats = unsafe { *entry };
+        event.timestamp_ns = boot_ns();
+    });
+}
+
+/// Writes the kernel's clocks and the ring's fill where the agent reads them.
+#[inline(always)]
+pub(crate) fn pulse() {
+    const BPF_RB_AVAIL_DATA: u64 = 0;
+    let Some(pulse) = PULSE.get_ptr_mut(0) else { return };
+    let now = Pulse {
+        jiffies: self::now(),
+        boot_ns: boot_ns(),
+        ring_pending: FLOW_EVENTS.query(BPF_RB_AVAIL_DATA),
+    };
+    // SAFETY: a live map value; only the agent runs this program, one run at a time.
+    unsafe { *pulse = now };
+}

@@ -1,0 +1,12 @@
+//! The network signal, kernel side: parse a packet, find its flow, count it.
+
+#[cfg(target_arch = "bpf")]
+mod account;
+#[cfg(target_arch = "bpf")]
+mod flows;
+pub mod parse;
+#[cfg(target_arch = "bpf")]
+mod skb;
+
+#[cfg(target_arch = "bpf")]
+pub(crate) use {account::account, flows::pulse, skb::Device};

@@ -1,0 +1,63 @@
+//! The object `network_probe`: one classifier per direction and kind of device, and a pulse.
+//!
+//! Scroll down to drill down: hook → packet → flow → counters.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+#![expect(unsafe_code, reason = "maps, packets and helpers are raw pointers on this side")]
+
+mod emit;
+mod network;
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use network::Device;
+use orb8_common::network::key_flags::HOOK_EGRESS;
+
+/// `TCX_NEXT`, which is also `TC_ACT_UNSPEC`: leave the verdict to whoever comes next. `TC_ACT_OK`
+/// would end the chain and switch off other people's filters on this interface.
+const NEXT: i32 = -1;
+
+#[classifier]
+pub fn orb8_ingress(ctx: TcContext) -> i32 {
+    network::account(&ctx, Device::Ethernet, 0);
+    NEXT
+}
+
+#[classifier]
+pub fn orb8_egress(ctx: TcContext) -> i32 {
+    network::account(&ctx, Device::Ethernet, HOOK_EGRESS);
+    NEXT
+}
+
+/// For devices whose packets begin with the network header.
+#[classifier]
+pub fn orb8_ingress_l3(ctx: TcContext) -> i32 {
+    network::account(&ctx, Device::Network, 0);
+    NEXT
+}
+
+/// For devices whose packets begin with the network header.
+#[classifier]
+pub fn orb8_egress_l3(ctx: TcContext) -> i32 {
+    network::account(&ctx, Device::Network, HOOK_EGRESS);
+    NEXT
+}
+
+/// Attached nowhere: the agent runs it to read the kernel's clocks and the ring's fill.
+#[classifier]
+pub fn orb8_pulse(_ctx: TcContext) -> i32 {
+    network::pulse();
+    NEXT
+}
+
+/// Attached nowhere: the floor under every measurement of the others.
+#[classifier]
+pub fn orb8_empty(_ctx: TcContext) -> i32 {
+    NEXT
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program that can get here, so nothing can.
+    loop {}
+}

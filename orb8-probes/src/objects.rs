@@ -1,0 +1,33 @@
+//! The embedded objects, or the reason why there are none.
+
+/// This binary was built on a machine that could not compile eBPF.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missing;
+
+impl core::fmt::Display for Missing {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(
+            "this binary was built without its eBPF probes; rebuild it where a BPF toolchain is \
+             installed (Debian: rustc-web cargo-web libstd-rust-web-dev-bpf rust-web-llvm)",
+        )
+    }
+}
+
+impl core::error::Error for Missing {}
+
+/// Objects are parsed in place, and ELF headers want 8-byte alignment.
+#[cfg(orb8_probes)]
+#[repr(C, align(8))]
+struct Aligned<T: ?Sized>(T);
+
+#[cfg(orb8_probes)]
+static NETWORK: &Aligned<[u8]> =
+    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/network_probe")));
+
+/// The ELF object of the network signal.
+#[cfg(orb8_probes)]
+pub const NETWORK_PROBE: Result<&[u8], Missing> = Ok(&NETWORK.0);
+
+/// The ELF object of the network signal.
+#[cfg(not(orb8_probes))]
+pub const NETWORK_PROBE: Result<&[u8], Missing> = Err(Missing);
