@@ -1,0 +1,371 @@
+//! The node: a network namespace with a bridge, a cgroup prefix, and the list of its pods.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde_json::Value;
+
+use crate::cgroup::{self, CgroupDriver, Layout, Runtime};
+use crate::link::{LinkCounters, Veth};
+use crate::pod::{Identity, Pod, PodSpec};
+use crate::process::Process;
+use crate::program::{Hold, Program};
+use crate::{pod_list, spawner, testpod_path};
+
+/// How long a command run by `exec` may take.
+const EXEC_LIMIT: Duration = Duration::from_secs(60);
+
+/// Nodes that this process has started: the next one's number.
+static NODES: AtomicU32 = AtomicU32::new(1);
+
+/// How a node is to be.
+#[derive(Clone, Debug, Default)]
+pub struct NodeOptions {
+    /// Node name in the pod list; `orb8-node-<number>` when not given.
+    pub name: Option<String>,
+    /// Form of the cgroup directories of its pods, unless a pod says otherwise.
+    pub driver: CgroupDriver,
+    /// Container runtime of its pods, unless a pod says otherwise.
+    pub runtime: Runtime,
+    /// A component before `kubepods` in cgroup paths: kind has `kubelet` there.
+    pub cgroup_root: Option<String>,
+}
+
+/// A node. It ends, with all that is in it, when it and all its pods are dropped.
+#[derive(Debug)]
+pub struct Node {
+    shared: Arc<Shared>,
+}
+
+/// What a node and its pods share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    name: String,
+    number: u8,
+    pub(crate) testpod: PathBuf,
+    /// Absolute path of the cgroup directory that all of the node's lie in.
+    pub(crate) cgroup: PathBuf,
+    pub(crate) netns: Netns,
+    pub(crate) layout: Layout,
+    pods: Mutex<Pods>,
+    holder: Mutex<Process>,
+}
+
+#[derive(Debug, Default)]
+struct Pods {
+    by_host_number: BTreeMap<u8, Arc<Identity>>,
+    last_host_number: u8,
+}
+
+impl Node {
+    /// Starts a node, after having removed the cgroups that killed owners left.
+    ///
+    /// # Errors
+    /// Without root, cgroup v2, `ip`, or the `orb8-testpod` binary; the error says which.
+    pub fn start(options: NodeOptions) -> Result<Self> {
+        let mount = cgroup::mount_point()?;
+        cgroup::sweep(&mount, |number| number < NODES.load(Ordering::SeqCst))?;
+
+        let number = NODES.fetch_add(1, Ordering::SeqCst);
+        let testpod = testpod_path()?;
+        let cgroup = cgroup::prefix_dir(&mount, number);
+        fs::create_dir(&cgroup)
+            .with_context(|| format!("cannot make {}: root?", cgroup.display()))?;
+        match Self::start_in(options, number, testpod, cgroup.clone()) {
+            Ok(node) => Ok(node),
+            Err(error) => {
+                cgroup::remove(&cgroup)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn start_in(
+        options: NodeOptions,
+        number: u32,
+        testpod: PathBuf,
+        cgroup: PathBuf,
+    ) -> Result<Self> {
+        let forwarding = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"];
+        let hold = Program::Hold(Hold { sysctl: forwarding.map(String::from).to_vec() });
+        let dir = cgroup.join("system.slice");
+        let holder = Process::start(new_netns(&testpod, &dir)?, &hold)?;
+        let netns = Netns::of(holder.pid(), testpod.clone());
+
+        // Nodes never meet, so that a number that comes back after 254 of them does no harm.
+        let n = u8::try_from((number - 1) % 254 + 1)?;
+        // A fixed address: a bridge without one takes its ports', and pods would lose their gateway when a port goes.
+        netns.ip(
+            &[],
+            &format!(
+                "link set lo up\n\
+                 link add br0 address 02:00:0a:f4:{n:02x}:01 type bridge forward_delay 0\n\
+                 addr add 10.244.{n}.1/24 dev br0\n\
+                 addr add fd00:244:{n:x}::1/64 dev br0 nodad\n\
+                 link set br0 up"
+            ),
+        )?;
+        let layout =
+            Layout { driver: options.driver, runtime: options.runtime, root: options.cgroup_root };
+        let shared = Shared {
+            name: options.name.unwrap_or_else(|| format!("orb8-node-{n}")),
+            number: n,
+            testpod,
+            cgroup,
+            netns,
+            layout,
+            pods: Mutex::default(),
+            holder: Mutex::new(holder),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Starts a pod: its namespace, veth, addresses, cgroups and sandbox process. No container runs a program yet.
+    ///
+    /// # Errors
+    /// When the specification contradicts itself, or when the kernel refuses a step.
+    pub fn start_pod(&self, spec: PodSpec) -> Result<Pod> {
+        Pod::start(Arc::clone(&self.shared), spec)
+    }
+
+    /// Starts a program on the node itself, outside of any pod: in cgroup `system.slice/<service>.service`.
+    ///
+    /// # Errors
+    /// When it cannot be started, or is a server that does not get ready.
+    pub fn spawn(&self, service: &str, program: &Program) -> Result<Process> {
+        let dir = self.shared.cgroup.join("system.slice").join(format!("{service}.service"));
+        fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        let mut command = self.shared.netns.command();
+        command.arg("--cgroup").arg(dir);
+        Process::start(command, program)
+    }
+
+    /// Adds a veth pair with nothing behind it, as fast as it goes; see [`Veth`].
+    ///
+    /// # Errors
+    /// When the name is taken or longer than 14 bytes.
+    pub fn add_veth(&self, name: &str) -> Result<Veth> {
+        Veth::add(self.shared.netns.clone(), name)
+    }
+
+    /// Runs a command in the node's network namespace to its end, at most a minute. Its exit status is the caller's to
+    /// judge.
+    ///
+    /// # Errors
+    /// When it cannot be started or takes too long.
+    pub fn exec(&self, command: &[&str]) -> Result<Output> {
+        self.shared.netns.exec(command, &[])
+    }
+
+    /// What the kernel has counted on an interface of the node.
+    ///
+    /// # Errors
+    /// When there is no such interface.
+    pub fn link_counters(&self, ifname: &str) -> Result<LinkCounters> {
+        LinkCounters::read(&self.shared.netns, ifname)
+    }
+
+    /// Moves the calling thread into the node's network namespace, for good.
+    ///
+    /// # Errors
+    /// When the node's holder was killed.
+    pub fn enter(&self) -> Result<()> {
+        self.shared.netns.enter()
+    }
+
+    /// The node's network namespace, to be entered by other threads: `move || netns.enter()`.
+    #[must_use]
+    pub fn netns(&self) -> Netns {
+        self.shared.netns.clone()
+    }
+
+    /// `/proc/<pid of the holder>/ns/net`.
+    #[must_use]
+    pub fn netns_path(&self) -> PathBuf {
+        self.shared.netns.path().to_owned()
+    }
+
+    /// The process that holds the namespace.
+    #[must_use]
+    pub fn holder_pid(&self) -> u32 {
+        self.shared.netns.holder
+    }
+
+    /// Node name, as in the pod list.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// The node's IPv4 address, which is its pods' gateway.
+    #[must_use]
+    pub fn ipv4(&self) -> Ipv4Addr {
+        self.shared.ipv4(1)
+    }
+
+    /// The node's IPv6 address, which is its pods' gateway.
+    #[must_use]
+    pub fn ipv6(&self) -> Ipv6Addr {
+        self.shared.ipv6(1)
+    }
+
+    /// The cgroup directory that all directories of the node lie in.
+    #[must_use]
+    pub fn cgroup_dir(&self) -> &Path {
+        &self.shared.cgroup
+    }
+
+    /// The running pods as a Kubernetes v1 `PodList`, as `kubectl get pods -A -o json` prints it.
+    #[must_use]
+    pub fn pod_list(&self) -> Value {
+        pod_list::pod_list(&self.shared, self.shared.pods().by_host_number.values())
+    }
+
+    /// Writes [`pod_list`](Self::pod_list) to a file, in one step: a reader sees the old list or the new one.
+    ///
+    /// # Errors
+    /// When the file or its neighbour `<path>.new` cannot be written.
+    pub fn write_pod_list(&self, path: &Path) -> Result<()> {
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(".new");
+        fs::write(&draft, serde_json::to_vec_pretty(&self.pod_list())?)
+            .and_then(|()| fs::rename(&draft, path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+impl Shared {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The address with this host number on the node's network; the node itself has 1.
+    pub(crate) fn ipv4(&self, host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 244, self.number, host)
+    }
+
+    /// As [`ipv4`](Self::ipv4).
+    pub(crate) fn ipv6(&self, host: u8) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0x244, self.number.into(), 0, 0, 0, 0, host.into())
+    }
+
+    /// Gives the pod a host number and puts it on the list. Numbers go round, so that one is reused as late as can be.
+    pub(crate) fn admit(
+        &self,
+        wanted: Option<u8>,
+        build: impl FnOnce(u8) -> Result<Identity>,
+    ) -> Result<Arc<Identity>> {
+        let mut pods = self.pods();
+        let host = match wanted {
+            Some(host @ 2..=254) if !pods.by_host_number.contains_key(&host) => host,
+            Some(host) => bail!("host number {host} is in use or not within 2..=254"),
+            None => {
+                let last = pods.last_host_number.max(1);
+                (last..=254)
+                    .skip(1)
+                    .chain(2..=last)
+                    .find(|host| !pods.by_host_number.contains_key(host))
+                    .context("a node has room for 253 pods")?
+            }
+        };
+        let identity = Arc::new(build(host)?);
+        pods.last_host_number = host;
+        pods.by_host_number.insert(host, Arc::clone(&identity));
+        Ok(identity)
+    }
+
+    /// Takes a pod off the list.
+    pub(crate) fn dismiss(&self, host: u8) {
+        self.pods().by_host_number.remove(&host);
+    }
+
+    fn pods(&self) -> MutexGuard<'_, Pods> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.holder.get_mut().unwrap_or_else(PoisonError::into_inner).kill();
+        if let Err(error) = cgroup::remove(&self.cgroup) {
+            eprintln!("orb8-testkit: {error:#}");
+        }
+    }
+}
+
+/// The command line of a process in a network namespace of its own and in the cgroup `dir`, which is made.
+pub(crate) fn new_netns(testpod: &Path, dir: &Path) -> Result<Command> {
+    fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    let mut command = Command::new("unshare");
+    command.arg("--net").arg(testpod).arg("run").arg("--cgroup").arg(dir);
+    Ok(command)
+}
+
+/// A network namespace, known by the process that holds it. It does not keep the namespace alive.
+#[derive(Clone, Debug)]
+pub struct Netns {
+    holder: u32,
+    path: PathBuf,
+    testpod: PathBuf,
+}
+
+impl Netns {
+    pub(crate) fn of(holder: u32, testpod: PathBuf) -> Self {
+        Self { holder, path: format!("/proc/{holder}/ns/net").into(), testpod }
+    }
+
+    /// `/proc/<pid of the holder>/ns/net`.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Moves the calling thread into this namespace, for good.
+    ///
+    /// # Errors
+    /// When the holder is gone, or without CAP_SYS_ADMIN.
+    pub fn enter(&self) -> Result<()> {
+        let link = File::open(&self.path).with_context(|| self.path.display().to_string())?;
+        move_into_link_name_space(link.as_fd(), Some(LinkNameSpaceType::Network))
+            .with_context(|| format!("cannot enter {}", self.path.display()))
+    }
+
+    pub(crate) fn holder(&self) -> u32 {
+        self.holder
+    }
+
+    /// The start of a command line that performs a program in this namespace.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.testpod);
+        command.arg("run").arg("--netns").arg(&self.path);
+        command
+    }
+
+    pub(crate) fn exec(&self, command: &[&str], stdin: &[u8]) -> Result<Output> {
+        let mut line = self.command();
+        line.args(["exec", "--"]).args(command);
+        spawner::output(line, stdin, EXEC_LIMIT)
+    }
+
+    /// Runs a batch of `ip` commands, one on each line, and returns what they print.
+    pub(crate) fn ip(&self, flags: &[&str], batch: &str) -> Result<String> {
+        let mut command = vec!["ip"];
+        command.extend(flags);
+        command.extend(["-batch", "-"]);
+        let output = self.exec(&command, batch.as_bytes())?;
+        if !output.status.success() {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            bail!("ip in {} failed: {}\nin:\n{batch}", self.path.display(), complaint.trim());
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}

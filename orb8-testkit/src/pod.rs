@@ -1,0 +1,397 @@
+//! A pod: a network namespace behind a veth pair, and the cgroups of its containers.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cgroup::{self, CgroupDriver, Layout, Qos, Runtime};
+use crate::link::{LinkCounters, parse_report};
+use crate::node::{Netns, Shared, new_netns};
+use crate::process::Process;
+use crate::program::{Hold, Program};
+use crate::random;
+
+/// What owns a pod, as its `ownerReferences` say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// `ReplicaSet`, `DaemonSet`, `StatefulSet`, `Job`, …
+    pub kind: String,
+    /// Name of the owning object.
+    pub name: String,
+}
+
+/// How a pod is to be.
+#[derive(Clone, Debug)]
+pub struct PodSpec {
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    /// Quality of service.
+    pub qos: Qos,
+    /// Names of the containers, at least one.
+    pub containers: Vec<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Owner; a bare pod has none.
+    pub owner: Option<Owner>,
+    /// Cgroup driver, when not the node's.
+    pub driver: Option<CgroupDriver>,
+    /// Container runtime, when not the node's.
+    pub runtime: Option<Runtime>,
+    /// The last part of its addresses, 2 to 254: for tests of reused addresses. Otherwise the node chooses.
+    pub host_number: Option<u8>,
+}
+
+impl PodSpec {
+    /// A burstable pod with one container, `app`.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            qos: Qos::default(),
+            containers: vec!["app".to_owned()],
+            labels: BTreeMap::new(),
+            owner: None,
+            driver: None,
+            runtime: None,
+            host_number: None,
+        }
+    }
+
+    /// With this quality of service.
+    #[must_use]
+    pub fn qos(mut self, qos: Qos) -> Self {
+        self.qos = qos;
+        self
+    }
+
+    /// With these containers instead of `app`.
+    #[must_use]
+    pub fn containers(mut self, names: &[&str]) -> Self {
+        self.containers = names.iter().map(|name| (*name).to_owned()).collect();
+        self
+    }
+
+    /// With one more label.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// With an owner.
+    #[must_use]
+    pub fn owner(mut self, kind: &str, name: &str) -> Self {
+        self.owner = Some(Owner { kind: kind.to_owned(), name: name.to_owned() });
+        self
+    }
+
+    /// With cgroups in this form.
+    #[must_use]
+    pub fn driver(mut self, driver: CgroupDriver) -> Self {
+        self.driver = Some(driver);
+        self
+    }
+
+    /// With container directories named by this runtime.
+    #[must_use]
+    pub fn runtime(mut self, runtime: Runtime) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+}
+
+/// Who a pod is: all that does not change while it runs.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) spec: PodSpec,
+    pub(crate) uid: String,
+    pub(crate) owner_uid: String,
+    pub(crate) runtime: Runtime,
+    pub(crate) host_number: u8,
+    pub(crate) ipv4: Ipv4Addr,
+    pub(crate) ipv6: Ipv6Addr,
+    pub(crate) started: SystemTime,
+    sandbox: Container,
+    pub(crate) containers: Vec<Container>,
+    /// Absolute path.
+    dir: PathBuf,
+}
+
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    /// Absolute path of the directory that holds its processes.
+    dir: PathBuf,
+}
+
+impl Identity {
+    fn new(node: &Shared, spec: PodSpec, host_number: u8) -> Result<Self> {
+        let layout = Layout {
+            driver: spec.driver.unwrap_or(node.layout.driver),
+            runtime: spec.runtime.unwrap_or(node.layout.runtime),
+            root: node.layout.root.clone(),
+        };
+        let uid = random::uuid()?;
+        let dir = node.cgroup.join(layout.pod(spec.qos, &uid));
+        let container = |name: &str| -> Result<Container> {
+            let id = random::hex::<32>()?;
+            Ok(Container { name: name.to_owned(), dir: dir.join(layout.container(&id)), id })
+        };
+        Ok(Self {
+            sandbox: container("POD")?,
+            containers: spec
+                .containers
+                .iter()
+                .map(|name| container(name))
+                .collect::<Result<_>>()?,
+            owner_uid: random::uuid()?,
+            runtime: layout.runtime,
+            host_number,
+            ipv4: node.ipv4(host_number),
+            ipv6: node.ipv6(host_number),
+            started: SystemTime::now(),
+            dir,
+            uid,
+            spec,
+        })
+    }
+}
+
+/// A running pod. Dropping it stops it.
+#[derive(Debug)]
+pub struct Pod {
+    node: Arc<Shared>,
+    identity: Arc<Identity>,
+    /// The "pause" process, which holds the namespace. `None` before it is started and after the stop.
+    sandbox: Option<Process>,
+    netns: Netns,
+    veth: String,
+    ifindex: u32,
+}
+
+impl Pod {
+    pub(crate) fn start(node: Arc<Shared>, spec: PodSpec) -> Result<Self> {
+        if spec.containers.is_empty() {
+            bail!("pod {}/{} has no container, expected at least one", spec.namespace, spec.name);
+        }
+        let wanted = spec.host_number;
+        let identity = node.admit(wanted, |host| Identity::new(&node, spec, host))?;
+        let mut pod = Self {
+            veth: format!("veth{}", random::hex::<4>()?),
+            netns: node.netns.clone(),
+            sandbox: None,
+            ifindex: 0,
+            identity,
+            node,
+        };
+        // From here on, dropping the half-made pod takes it apart again.
+        pod.make_cgroups()?;
+        pod.start_sandbox()?;
+        pod.connect()?;
+        Ok(pod)
+    }
+
+    fn make_cgroups(&self) -> Result<()> {
+        for container in &self.identity.containers {
+            fs::create_dir_all(&container.dir)
+                .with_context(|| container.dir.display().to_string())?;
+        }
+        Ok(())
+    }
+
+    fn start_sandbox(&mut self) -> Result<()> {
+        let command = new_netns(&self.node.testpod, &self.identity.sandbox.dir)?;
+        let sandbox = Process::start(command, &Program::Hold(Hold::default()))?;
+        self.netns = Netns::of(sandbox.pid(), self.node.testpod.clone());
+        self.sandbox = Some(sandbox);
+        Ok(())
+    }
+
+    fn connect(&mut self) -> Result<()> {
+        let (veth, holder) = (&self.veth, self.netns.holder());
+        let report = self.node.netns.ip(
+            &["-j"],
+            &format!(
+                "link add {veth} master br0 up type veth peer name eth0 netns {holder}\n\
+                 link show dev {veth}"
+            ),
+        )?;
+        self.ifindex = parse_report(&report)?.ifindex;
+        self.netns.ip(
+            &[],
+            &format!(
+                "link set lo up\n\
+                 addr add {}/24 dev eth0\n\
+                 addr add {}/64 dev eth0 nodad\n\
+                 link set eth0 up\n\
+                 route add default via {}\n\
+                 route add default via {}",
+                self.identity.ipv4,
+                self.identity.ipv6,
+                self.node.ipv4(1),
+                self.node.ipv6(1)
+            ),
+        )?;
+        Ok(())
+    }
+
+    /// Starts a program in a container; a server is ready when this returns.
+    ///
+    /// # Errors
+    /// When the pod has no such container, or the program cannot be started or does not get ready.
+    pub fn spawn(&self, container: &str, program: &Program) -> Result<Process> {
+        let mut command = self.netns.command();
+        command.arg("--cgroup").arg(&self.container(container)?.dir);
+        Process::start(command, program)
+    }
+
+    /// Runs a command in the pod's network namespace (not in its cgroups) to its end, at most a minute. Its exit status
+    /// is the caller's to judge.
+    ///
+    /// # Errors
+    /// When it cannot be started or takes too long.
+    pub fn exec(&self, command: &[&str]) -> Result<Output> {
+        self.netns.exec(command, &[])
+    }
+
+    /// Stops the pod: its processes are killed, its veth and its cgroups are gone when this returns.
+    ///
+    /// # Errors
+    /// When a cgroup cannot be removed.
+    pub fn stop(mut self) -> Result<()> {
+        self.tear_down()
+    }
+
+    /// What the kernel has counted on the host side of its veth: `rx` is what the pod sent.
+    ///
+    /// # Errors
+    /// When the node is gone.
+    pub fn link_counters(&self) -> Result<LinkCounters> {
+        LinkCounters::read(&self.node.netns, &self.veth)
+    }
+
+    /// Kubernetes namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.identity.spec.namespace
+    }
+
+    /// Pod name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.identity.spec.name
+    }
+
+    /// Pod UID, a random UUID.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        &self.identity.uid
+    }
+
+    /// IPv4 address.
+    #[must_use]
+    pub fn ipv4(&self) -> Ipv4Addr {
+        self.identity.ipv4
+    }
+
+    /// IPv6 address.
+    #[must_use]
+    pub fn ipv6(&self) -> Ipv6Addr {
+        self.identity.ipv6
+    }
+
+    /// Name of the host side of its veth, in the node's namespace.
+    #[must_use]
+    pub fn veth(&self) -> &str {
+        &self.veth
+    }
+
+    /// Index of [`veth`](Self::veth) in the node's namespace.
+    #[must_use]
+    pub fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    /// `/proc/<pid of the sandbox>/ns/net`.
+    #[must_use]
+    pub fn netns_path(&self) -> &Path {
+        self.netns.path()
+    }
+
+    /// The sandbox process, which holds the namespace.
+    #[must_use]
+    pub fn sandbox_pid(&self) -> u32 {
+        self.netns.holder()
+    }
+
+    /// A container's id, 64 hexadecimal characters.
+    ///
+    /// # Errors
+    /// When the pod has no such container.
+    pub fn container_id(&self, container: &str) -> Result<&str> {
+        Ok(&self.container(container)?.id)
+    }
+
+    /// The directory that holds a container's processes.
+    ///
+    /// # Errors
+    /// When the pod has no such container.
+    pub fn cgroup_dir(&self, container: &str) -> Result<&Path> {
+        Ok(&self.container(container)?.dir)
+    }
+
+    /// The kernel's id of a container's cgroup, which is the inode of its directory.
+    ///
+    /// # Errors
+    /// When the pod has no such container.
+    pub fn cgroup_id(&self, container: &str) -> Result<u64> {
+        let dir = self.cgroup_dir(container)?;
+        Ok(fs::metadata(dir).with_context(|| dir.display().to_string())?.ino())
+    }
+
+    fn container(&self, name: &str) -> Result<&Container> {
+        let containers = &self.identity.containers;
+        containers.iter().find(|container| container.name == name).with_context(|| {
+            format!(
+                "no container {name:?} in {}, expected one of {:?}",
+                self.name(),
+                self.identity.spec.containers
+            )
+        })
+    }
+
+    fn tear_down(&mut self) -> Result<()> {
+        let Some(sandbox) = self.sandbox.take() else {
+            return self.leave();
+        };
+        // Deleted by name, because a namespace takes its links away only some time after its last process. It fails when
+        // the node was killed, and the link with it, or when the link was never made.
+        let _ = self.node.netns.ip(&[], &format!("link del {}", self.veth));
+        drop(sandbox);
+        self.leave()
+    }
+
+    fn leave(&self) -> Result<()> {
+        self.node.dismiss(self.identity.host_number);
+        cgroup::remove(&self.identity.dir)
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        if let Err(error) = self.tear_down() {
+            eprintln!("orb8-testkit: {error:#}");
+        }
+    }
+}

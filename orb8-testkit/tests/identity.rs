@@ -1,0 +1,147 @@
+//! A pod is who its cgroups, its interface and the pod list say it is.
+
+use std::fs;
+
+use orb8_testkit::program::{Bind, Exec, Flows, Hold, HttpClient, Proto, UdpSend};
+use orb8_testkit::{CgroupDriver, Node, NodeOptions, PodSpec, Program, Qos, Runtime};
+
+#[test]
+fn a_program_is_in_the_cgroup_of_its_container_and_in_the_namespace_of_its_pod() {
+    let node = Node::start(NodeOptions::default()).unwrap();
+    let spec = PodSpec::new("shop", "web")
+        .qos(Qos::Guaranteed)
+        .containers(&["app", "proxy"])
+        .driver(CgroupDriver::Systemd)
+        .runtime(Runtime::CriOCrun);
+    let pod = node.start_pod(spec).unwrap();
+    let proxy = pod.spawn("proxy", &Program::Hold(Hold::default())).unwrap();
+
+    let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", proxy.pid())).unwrap();
+    let path = cgroup.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
+    let expected = format!(
+        "kubepods.slice/kubepods-pod{}.slice/crio-{}.scope/container",
+        pod.uid().replace('-', "_"),
+        pod.container_id("proxy").unwrap()
+    );
+    assert!(path.ends_with(&expected), "{path}, expected {expected}");
+    assert!(pod.cgroup_dir("proxy").unwrap().ends_with(&expected));
+    assert_ne!(pod.cgroup_id("proxy").unwrap(), pod.cgroup_id("app").unwrap());
+
+    let namespace = |path: &std::path::Path| fs::read_link(path).unwrap();
+    let own = namespace(format!("/proc/{}/ns/net", proxy.pid()).as_ref());
+    assert_eq!(own, namespace(pod.netns_path()));
+    assert_ne!(own, namespace(&node.netns_path()));
+    assert_ne!(namespace(&node.netns_path()), namespace("/proc/self/ns/net".as_ref()));
+    assert_eq!(pod.container_id("app").unwrap().len(), 64);
+}
+
+#[test]
+fn a_threads_entry_into_the_node_shows_it_the_pods_veth() {
+    let node = Node::start(NodeOptions::default()).unwrap();
+    let pod = node.start_pod(PodSpec::new("shop", "web")).unwrap();
+    let netns = node.netns();
+    let devices = std::thread::spawn(move || {
+        netns.enter().unwrap();
+        fs::read_to_string("/proc/thread-self/net/dev").unwrap()
+    });
+    assert!(devices.join().unwrap().contains(pod.veth()));
+    assert!(!fs::read_to_string("/proc/self/net/dev").unwrap().contains(pod.veth()));
+
+    let shown = node.exec(&["ip", "-o", "link", "show", "dev", pod.veth()]).unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.starts_with(&format!("{}: ", pod.ifindex())), "{shown}");
+    let inside = pod.exec(&["ip", "-o", "addr", "show", "dev", "eth0"]).unwrap();
+    let inside = String::from_utf8(inside.stdout).unwrap();
+    assert!(inside.contains(&pod.ipv4().to_string()), "{inside}");
+    assert!(inside.contains(&pod.ipv6().to_string()), "{inside}");
+}
+
+#[test]
+fn the_pod_list_names_running_pods_as_the_api_does() {
+    let options = NodeOptions { name: Some("worker-1".into()), ..NodeOptions::default() };
+    let node = Node::start(options).unwrap();
+    let spec = PodSpec::new("shop", "web-7f-x")
+        .qos(Qos::BestEffort)
+        .label("app", "web")
+        .owner("ReplicaSet", "web-7f");
+    let web = node.start_pod(spec).unwrap();
+    let gone = node.start_pod(PodSpec::new("shop", "gone")).unwrap();
+    assert_ne!(web.ipv4(), gone.ipv4());
+    gone.stop().unwrap();
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pods.json");
+    node.write_pod_list(&path).unwrap();
+    let list: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing beside the list");
+
+    assert_eq!(list["kind"], "PodList");
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    let pod = &list["items"][0];
+    assert_eq!(pod["metadata"]["uid"], web.uid());
+    assert_eq!(pod["metadata"]["namespace"], "shop");
+    assert_eq!(pod["metadata"]["labels"]["app"], "web");
+    assert_eq!(pod["metadata"]["ownerReferences"][0]["name"], "web-7f");
+    assert_eq!(pod["spec"]["nodeName"], "worker-1");
+    assert_eq!(pod["status"]["qosClass"], "BestEffort");
+    assert_eq!(pod["status"]["podIPs"][1]["ip"], web.ipv6().to_string());
+    let id = format!("containerd://{}", web.container_id("app").unwrap());
+    assert_eq!(pod["status"]["containerStatuses"][0]["containerID"], id);
+}
+
+#[test]
+fn addresses_go_round_and_a_wanted_one_is_given() {
+    let node = Node::start(NodeOptions::default()).unwrap();
+    let first = node.start_pod(PodSpec::new("a", "first")).unwrap();
+    let address = first.ipv4();
+    first.stop().unwrap();
+    let next = node.start_pod(PodSpec::new("a", "next")).unwrap();
+    assert_ne!(next.ipv4(), address, "the last one to be reused");
+
+    let wanted = |host| PodSpec { host_number: Some(host), ..PodSpec::new("a", "again") };
+    let again = node.start_pod(wanted(address.octets()[3])).unwrap();
+    assert_eq!(again.ipv4(), address);
+    let taken = node.start_pod(wanted(address.octets()[3])).unwrap_err().to_string();
+    assert!(taken.contains("in use"), "{taken}");
+    assert!(node.start_pod(wanted(1)).is_err(), "the gateway's");
+}
+
+#[test]
+fn every_program_survives_the_way_over_the_command_line() {
+    #[derive(clap::Parser)]
+    #[command(no_binary_name = true)]
+    struct Line {
+        #[command(subcommand)]
+        program: Program,
+    }
+    let to = "[fd00::2]:53".parse().unwrap();
+    let programs = [
+        Program::Hold(Hold { sysctl: vec!["net.a=1".into(), "net.b=2".into()] }),
+        Program::udp_sink([10, 0, 0, 1], 0),
+        Program::UdpSend(UdpSend {
+            to,
+            packets: 5,
+            size: 0,
+            pps: Some(9),
+            from_port: None,
+            await_echo: true,
+        }),
+        Program::UdpEcho(Bind { bind: to }),
+        Program::tcp_send(to, u64::MAX),
+        Program::HttpClient(HttpClient { to, requests: 1, every: 2, size: 3, keep_alive: false }),
+        Program::Flows(Flows {
+            to,
+            count: 7,
+            packets_per_flow: 2,
+            size: 3,
+            proto: Proto::Tcp,
+            ports: None,
+        }),
+        Program::Exec(Exec { command: vec!["ip".into(), "-j".into(), "--".into()] }),
+    ];
+    for program in programs {
+        let arguments = program.arguments().unwrap();
+        let parsed = <Line as clap::Parser>::try_parse_from(&arguments).map(|line| line.program);
+        assert_eq!(parsed.unwrap(), program, "{arguments:?}");
+    }
+}
