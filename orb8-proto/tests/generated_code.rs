@@ -6,13 +6,13 @@ use std::{fs, path::Path};
 fn generate() -> String {
     let proto_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
     let descriptors = protox::compile(["orb8.proto"], [&proto_dir]).expect("orb8.proto compiles");
-    let out = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().expect("a temporary directory");
     tonic_prost_build::configure()
         .out_dir(out.path())
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors)
         .expect("code generation");
-    fs::read_to_string(out.path().join("orb8.rs")).unwrap()
+    fs::read_to_string(out.path().join("orb8.rs")).expect("generated file")
 }
 
 #[test]
