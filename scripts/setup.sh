@@ -54,7 +54,7 @@ missing_packages() {
     done
 }
 
-# Prints why the Rust toolchain for user space does not do, or nothing.
+# Prints what is wrong with the Rust toolchain for user space, or nothing.
 toolchain_problem() {
     local wanted got
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
@@ -76,7 +76,7 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-candidate() { apt-cache policy "$1" 2>/dev/null | grep -q '^  Candidate: [^(]'; }
+candidate() { [[ $(apt-cache policy "$1" 2>/dev/null) == *"  Candidate: "[!\(]* ]]; }
 
 install_packages() {
     local apt=(apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300) log package
