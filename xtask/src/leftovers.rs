@@ -80,12 +80,22 @@ fn processes(found: &mut BTreeSet<String>) {
     let Ok(list) = fs::read_dir("/proc") else { return };
     for entry in list.flatten() {
         let pid = entry.file_name();
-        // A process that ends while we look has no comm any more.
-        let Ok(comm) = fs::read_to_string(entry.path().join("comm")) else { continue };
-        if is_ours(&comm) {
-            found.insert(format!("process {} (pid {})", comm.trim_end(), pid.display()));
+        // A process that ends while we look has no file any more.
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        if let Some(name) = running(&stat)
+            && is_ours(name)
+        {
+            found.insert(format!("process {name} (pid {})", pid.display()));
         }
     }
+}
+
+/// The name in a `/proc/<pid>/stat` (`812 (name) S 1 …`), unless the process is dead and only waits
+/// to be reaped, which an orphan's new parent does in its own time.
+fn running(stat: &str) -> Option<&str> {
+    let (before, after) = stat.rsplit_once(") ")?;
+    let (_, name) = before.split_once(" (")?;
+    (!after.starts_with(['Z', 'X'])).then_some(name)
 }
 
 /// Entries of one folder; a folder that is not there holds nothing of ours.
@@ -116,6 +126,13 @@ fn cgroups(folder: PathBuf, found: &mut BTreeSet<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_processes_that_still_run_have_a_name() {
+        assert_eq!(running("812 (orb8-testpod) S 1 812"), Some("orb8-testpod"));
+        assert_eq!(running("812 (a) b (c) R 1 812"), Some("a) b (c"));
+        assert_eq!(running("812 (orb8-testpod) Z 1 812"), None);
+    }
 
     #[test]
     fn what_carries_our_name_is_found_and_what_does_not_is_foreign() {

@@ -1,6 +1,9 @@
 //! The node of the demo: who its pods are, what they say in the background and in the burst.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 use orb8_testkit::{
@@ -8,6 +11,9 @@ use orb8_testkit::{
     program::{Bind, DnsClient, DnsServer, HttpClient, TcpSend},
 };
 use tempfile::TempDir;
+
+/// The file that names the pods, as an API server would.
+pub(super) const POD_LIST: &str = "pods.json";
 
 const HTTP: u16 = 8080;
 const DNS: u16 = 53;
@@ -32,7 +38,6 @@ pub(super) struct Cast {
     coredns: Pod,
     _servers: Vec<Process>,
     folder: TempDir,
-    pod_list: String,
     pub(super) node: Node,
 }
 
@@ -65,9 +70,7 @@ impl Cast {
         ];
 
         let folder = tempfile::Builder::new().prefix("orb8-demo-").tempdir()?;
-        let pods = folder.path().join("pods.json");
-        node.write_pod_list(&pods)?;
-        let pod_list = pods.to_str().context("a temporary folder that is not UTF-8")?.to_owned();
+        node.write_pod_list(&folder.path().join(POD_LIST))?;
         Ok(Self {
             web,
             checkout,
@@ -77,7 +80,6 @@ impl Cast {
             coredns,
             _servers: servers,
             folder,
-            pod_list,
             node,
         })
     }
@@ -99,10 +101,9 @@ impl Cast {
         }
     }
 
-    /// Path of the file that names the pods, as an API server would.
-    pub(super) fn pod_list(&self) -> &str {
-        debug_assert!(self.folder.path().is_dir(), "the folder lives as long as the cast");
-        &self.pod_list
+    /// Where [`POD_LIST`] is.
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub(super) fn pods(&self) -> [&Pod; 6] {

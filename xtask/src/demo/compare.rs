@@ -7,6 +7,8 @@ use anyhow::{Context, Result, bail};
 use orb8_testkit::LinkCounters;
 use serde_json::Value;
 
+use super::styled;
+
 /// As the pod sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Direction {
@@ -64,6 +66,10 @@ impl Totals {
         totals
     }
 
+    fn get(&self, interface: &str, direction: Direction) -> Volume {
+        self.0.get(&(interface.to_owned(), direction)).copied().unwrap_or_default()
+    }
+
     fn add(&mut self, interface: String, direction: Direction, volume: Volume) {
         let total = self.0.entry((interface, direction)).or_default();
         total.packets += volume.packets;
@@ -88,44 +94,57 @@ fn parse_record(line: &str) -> Result<(String, Direction, Volume)> {
     Ok((text("interface")?.to_owned(), direction, volume))
 }
 
-/// Prints both side by side for each interface, then what follows from it. What orb8 saw on an
-/// interface that is not in `names` would be a difference too: there is no such interface.
+/// Prints both side by side, in the order of `names` (interface, pod), then what follows from it.
 pub(super) fn print(names: &[(String, String)], seen: &Totals, counted: &Totals) -> Verdict {
     println!(
-        "\n  {:<21}{:<8}{:>13}{:>13}{:>11}{:>9}{:>9}{:>8}",
+        "\n  {:<21}{:<6}{:>14}{:>14}{:>12}{:>9}{:>9}{:>7}",
         "pod", "", "bytes: orb8", "kernel", "difference", "packets", "kernel", "diff."
     );
     let mut sum = Volume::default();
-    for ((interface, direction), kernel) in &counted.0 {
-        let name = names.iter().find(|(known, _)| known == interface).map_or("?", |(_, n)| n);
-        let word = match direction {
-            Direction::Egress => "sent",
-            Direction::Ingress => "got",
-        };
-        let orb8 = seen.0.get(&(interface.clone(), *direction)).copied().unwrap_or_default();
-        println!(
-            "  {name:<21}{word:<8}{:>13}{:>13}{:>11}{:>9}{:>9}{:>8}",
-            orb8.bytes,
-            kernel.bytes,
-            difference(orb8.bytes, kernel.bytes),
-            orb8.packets,
-            kernel.packets,
-            difference(orb8.packets, kernel.packets),
-        );
-        sum.bytes += kernel.bytes;
-        sum.packets += kernel.packets;
+    for (interface, name) in names {
+        for (direction, word) in [(Direction::Egress, "sent"), (Direction::Ingress, "got")] {
+            let orb8 = seen.get(interface, direction);
+            let kernel = counted.get(interface, direction);
+            println!(
+                "  {name:<21}{word:<6}{:>14}{:>14}{:>12}{:>9}{:>9}{:>7}",
+                grouped(orb8.bytes),
+                grouped(kernel.bytes),
+                difference(orb8.bytes, kernel.bytes),
+                grouped(orb8.packets),
+                grouped(kernel.packets),
+                difference(orb8.packets, kernel.packets),
+            );
+            sum.bytes += kernel.bytes;
+            sum.packets += kernel.packets;
+        }
     }
+    // Of the whole maps: what orb8 saw where there is no interface is a difference too.
     if seen == counted {
         println!(
-            "\n  \x1b[32mexact\x1b[0m: {} interfaces, {} packets, {} bytes, difference 0",
+            "\n  {}: {} interfaces, {} packets, {} bytes, difference 0",
+            styled("32", "exact"),
             names.len(),
-            sum.packets,
-            sum.bytes
+            grouped(sum.packets),
+            grouped(sum.bytes)
         );
         return Verdict::Equal;
     }
-    println!("\n  \x1b[31mNOT EQUAL\x1b[0m: orb8's totals differ from the interface counters");
+    let verdict = styled("31", "NOT EQUAL");
+    println!("\n  {verdict}: orb8's totals differ from the interface counters");
     Verdict::Different
+}
+
+/// With a comma between thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 fn difference(orb8: u64, kernel: u64) -> i128 {
@@ -177,6 +196,12 @@ mod tests {
         let more = format!("{right}\n{}", right.replace("veth1", "veth2"));
         let seen = records(&more).unwrap();
         assert!(matches!(print(&[], &seen, &counted), Verdict::Different));
+    }
+
+    #[test]
+    fn thousands_are_grouped() {
+        let shown = [0, 999, 1_000, 268_435_456].map(grouped);
+        assert_eq!(shown, ["0", "999", "1,000", "268,435,456"]);
     }
 
     #[test]

@@ -7,12 +7,12 @@ mod exact;
 mod interrupt;
 mod orb8;
 
-use std::{thread, time::Duration};
+use std::{io::IsTerminal, thread, time::Duration};
 
 use anyhow::{Result, ensure};
 
 use crate::step;
-use cast::Cast;
+use cast::{Cast, POD_LIST};
 use interrupt::Interrupt;
 use orb8::Orb8;
 
@@ -35,10 +35,7 @@ pub(crate) fn run() -> Result<()> {
     let interrupt = Interrupt::listen()?;
     let played = play(&Orb8::new(bin_dir.join("orb8"), &interrupt), &interrupt);
     // An interrupted act fails in some way of its own, which is nobody's fault.
-    if interrupt.asked() {
-        println!("\ninterrupted; nothing is left behind");
-        return Ok(());
-    }
+    ensure!(!interrupt.asked(), "interrupted; nothing is left behind");
     played
 }
 
@@ -46,17 +43,16 @@ fn play(orb8: &Orb8<'_>, interrupt: &Interrupt) -> Result<()> {
     heading("A node with six pods");
     let cast = Cast::start()?;
     cast.introduce();
-    let pods = cast.pod_list();
 
     let background = cast.chatter()?;
     thread::sleep(WARM_UP);
     interrupt.check()?;
 
     heading("Who talks how much");
-    orb8.show(&cast, &["query", "pods", "--duration", "5s", "--pods", pods], usize::MAX)?;
+    orb8.show(&cast, &["query", "pods", "--duration", "5s", "--pods", POD_LIST], usize::MAX)?;
 
     heading("Every flow, live");
-    orb8.show(&cast, &["trace", "network", "--duration", "4s", "--pods", pods], TRACE_LINES)?;
+    orb8.show(&cast, &["trace", "network", "--duration", "4s", "--pods", POD_LIST], TRACE_LINES)?;
     drop(background);
 
     heading("orb8's totals beside the kernel's interface counters");
@@ -64,8 +60,15 @@ fn play(orb8: &Orb8<'_>, interrupt: &Interrupt) -> Result<()> {
 }
 
 fn heading(text: &str) {
-    println!(
-        "\n\x1b[1m── {text} {}\x1b[0m\n",
-        "─".repeat(92_usize.saturating_sub(text.chars().count()))
-    );
+    let line = "─".repeat(92_usize.saturating_sub(text.chars().count()));
+    println!("\n{}\n", styled("1", &format!("── {text} {line}")));
+}
+
+/// The text in an ANSI style, on a terminal.
+fn styled(style: &str, text: &str) -> String {
+    if std::io::stdout().is_terminal() {
+        format!("\x1b[{style}m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
 }

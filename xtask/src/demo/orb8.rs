@@ -55,7 +55,7 @@ impl<'a> Orb8<'a> {
         let reader = thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 println!("  {line}");
-                if line.contains("attached") {
+                if line.starts_with("attached ") {
                     // Nobody listens after the first.
                     let _ = sender.send(());
                 }
@@ -74,7 +74,8 @@ impl<'a> Orb8<'a> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM", "nsenter"]);
         command.arg(format!("--net={}", cast.node.netns_path().display()));
-        command.arg(&self.path).args(["--mode", "standalone"]).args(args).stdin(Stdio::null());
+        command.arg(&self.path).args(["--mode", "standalone"]).args(args);
+        command.current_dir(cast.folder()).stdin(Stdio::null());
         command
     }
 }
