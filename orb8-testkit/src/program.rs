@@ -237,7 +237,7 @@ pub struct Summary {
     pub packets: u64,
     /// Payload bytes sent, or received by a sink or an HTTP client.
     pub bytes: u64,
-    /// Distinct flows or connections.
+    /// Distinct flows or connections, as made by a client or seen by a sink.
     pub flows: u64,
     /// Requests that were answered.
     pub replies: u64,

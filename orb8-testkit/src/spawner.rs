@@ -50,7 +50,7 @@ pub(crate) fn output(mut command: Command, stdin: &[u8], limit: Duration) -> Res
             bail!("{what} did not end within {limit:?}");
         }
         thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(10));
+        pause = (pause * 2).min(Duration::from_millis(1));
     };
     Ok(Output { status, stdout: collected(stdout), stderr: collected(stderr) })
 }

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use orb8_testkit::program::Hold;
+use orb8_testkit::program::{Exec, Hold};
 use orb8_testkit::{Node, NodeOptions, Pod, PodSpec, Program};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -146,7 +146,9 @@ fn owner_to_be_killed() {
         scope.spawn(|| node.start_pod(PodSpec::new("shop", "web")).unwrap()).join().unwrap()
     });
     sleep(Duration::from_millis(50));
-    let program = pod.spawn("app", &Program::Hold(Hold::default())).unwrap();
+    // One that does not look at its standard input, whose end the other programs take as a request to end.
+    let deaf = Program::Exec(Exec { command: vec!["sleep".into(), "60".into()] });
+    let program = pod.spawn("app", &deaf).unwrap();
     println!("cgroup={}", node.cgroup_dir().display());
     println!("pids={} {} {}", node.holder_pid(), pod.sandbox_pid(), program.pid());
     sleep(Duration::from_secs(60));

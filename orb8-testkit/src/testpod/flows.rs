@@ -34,20 +34,26 @@ pub(super) fn flows(flows: &Flows) -> Result<()> {
     report::summary(&Summary { packets, bytes, flows: flows.count.into(), ..Summary::default() })
 }
 
-/// Opens all flows, sends on each once, and then in turn at the given rate until the end.
+/// Sends on each flow once, and then on all in turn at the given rate until the end.
+///
+/// Flows to different ports share a socket, because the limit of open files is lower than what a flow table holds.
 pub(super) fn hold_flows(flows: &HoldFlows, run_time: RunTime) -> Result<()> {
-    raise_descriptor_limit(u64::from(flows.count) + 64)?;
     let spread = per_port(flows.count, flows.ports);
-    let sockets = (0..flows.count)
-        .map(|flow| {
-            let (from, to) = ends(flows.to, flow, spread)?;
-            udp::connected(to, from).with_context(|| format!("flow {flow}"))
-        })
-        .collect::<Result<Vec<_>>>()?;
+    raise_descriptor_limit(u64::from(spread) + 64)?;
+    let mut sockets = Vec::new();
+    let mut all = Vec::new();
+    for flow in 0..flows.count {
+        let (from, to) = ends(flows.to, flow, spread)?;
+        if flow < spread {
+            sockets.push(udp::unconnected(to, from)?);
+        }
+        all.push((usize::try_from(flow % spread)?, to));
+    }
     let payload = vec![0x2a; flows.size];
+    let send = |&(socket, to): &(usize, SocketAddr)| udp::send_to(&sockets[socket], &payload, to);
     let mut sent = 0;
-    for socket in &sockets {
-        udp::send_one(socket, &payload)?;
+    for flow in &all {
+        send(flow)?;
         settle_first(sent == 0);
         sent += 1;
     }
@@ -56,12 +62,12 @@ pub(super) fn hold_flows(flows: &HoldFlows, run_time: RunTime) -> Result<()> {
     let end = run_time.end_flag();
     let opening = sent;
     let pace = Pace::new(Some(flows.pps));
-    for socket in sockets.iter().cycle() {
+    for flow in all.iter().cycle() {
         pace.until(sent - opening);
         if end.load(Ordering::Relaxed) {
             break;
         }
-        udp::send_one(socket, &payload)?;
+        send(flow)?;
         sent += 1;
     }
     let bytes = sent * flows.size as u64;
@@ -113,9 +119,11 @@ fn raise_descriptor_limit(wanted: u64) -> Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < wanted) {
         limit.current = Some(wanted);
+        // Beyond the hard limit only with CAP_SYS_RESOURCE, which root in a container may lack.
         limit.maximum = limit.maximum.map(|maximum| maximum.max(wanted));
-        setrlimit(Resource::Nofile, limit)
-            .with_context(|| format!("cannot raise the limit of open files to {wanted}"))?;
+        setrlimit(Resource::Nofile, limit).with_context(|| {
+            format!("cannot raise the limit of open files to {wanted}: use more ports")
+        })?;
     }
     Ok(())
 }

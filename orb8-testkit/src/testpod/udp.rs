@@ -1,5 +1,6 @@
 //! UDP: a sink, a sender of an exact number of datagrams, an echo.
 
+use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use orb8_testkit::Summary;
 use orb8_testkit::program::{Bind, UdpSend, UdpSink};
-use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_reuseaddr};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
 use super::report;
 use super::run_time::{Pace, RunTime};
@@ -25,32 +26,45 @@ const RECEIVE_BUFFER: usize = 16 << 20;
 
 /// Counts until the end, and then what is still on its way.
 pub(super) fn sink(sink: &UdpSink, run_time: RunTime) -> Result<()> {
-    let packets = Arc::new(AtomicU64::new(0));
-    let bytes = Arc::new(AtomicU64::new(0));
+    let totals = Arc::new(Totals::default());
     let mut first = None;
     for addr in ports(sink.bind, sink.ports)? {
         let socket = bound(addr)?;
         first = first.or(socket.local_addr().ok());
-        let (packets, bytes) = (Arc::clone(&packets), Arc::clone(&bytes));
-        thread::spawn(move || {
-            let mut buffer = [0; LARGEST];
-            // An error here is a pending ICMP message about something that this socket never sent.
-            loop {
-                if let Ok(size) = socket.recv(&mut buffer) {
-                    bytes.fetch_add(size as u64, Ordering::Relaxed);
-                    packets.fetch_add(1, Ordering::Release);
-                }
-            }
-        });
+        let totals = Arc::clone(&totals);
+        thread::spawn(move || count(&socket, &totals));
     }
     report::ready(first)?;
     run_time.wait_for_the_end();
-    let packets = settled(&packets);
+    let packets = settled(&totals.packets);
     report::summary(&Summary {
         packets,
-        bytes: bytes.load(Ordering::Relaxed),
-        ..Summary::default()
+        bytes: totals.bytes.load(Ordering::Relaxed),
+        flows: totals.flows.load(Ordering::Relaxed),
+        replies: 0,
     })
+}
+
+/// What all ports of a sink have received.
+#[derive(Default)]
+struct Totals {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    flows: AtomicU64,
+}
+
+fn count(socket: &UdpSocket, totals: &Totals) {
+    let mut senders = HashSet::new();
+    let mut buffer = [0; LARGEST];
+    loop {
+        // An error here is a pending ICMP message about something that this socket never sent.
+        let Ok((size, from)) = socket.recv_from(&mut buffer) else { continue };
+        if senders.insert(from) {
+            totals.flows.fetch_add(1, Ordering::Relaxed);
+        }
+        totals.bytes.fetch_add(size as u64, Ordering::Relaxed);
+        totals.packets.fetch_add(1, Ordering::Release);
+    }
 }
 
 /// Sends exactly as many datagrams as asked.
@@ -107,34 +121,41 @@ pub(super) fn ports(first: SocketAddr, count: u16) -> Result<Vec<SocketAddr>> {
 
 /// A socket that sends to `to` from a port of its own, or from one that the kernel chooses (0).
 pub(super) fn connected(to: SocketAddr, from_port: u16) -> Result<UdpSocket> {
-    let (family, any): (_, IpAddr) = match to {
-        SocketAddr::V4(_) => (AddressFamily::INET, Ipv4Addr::UNSPECIFIED.into()),
-        SocketAddr::V6(_) => (AddressFamily::INET6, Ipv6Addr::UNSPECIFIED.into()),
-    };
-    let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    if from_port != 0 {
-        // Flows to different destinations may share a source port.
-        set_socket_reuseaddr(&socket, true)?;
-        bind(&socket, &SocketAddr::new(any, from_port))
-            .with_context(|| format!("cannot bind port {from_port}"))?;
-    }
-    connect(&socket, &to).with_context(|| format!("no route to {to}"))?;
-    Ok(UdpSocket::from(socket))
+    let socket = unconnected(to, from_port)?;
+    socket.connect(to).with_context(|| format!("no route to {to}"))?;
+    Ok(socket)
 }
 
-/// Sends one datagram for certain. An error that concerns an earlier one (refused), or no room (ENOBUFS), means that
-/// this one was not sent: once more.
+/// A socket of the address family of `to`, at a port as [`connected`].
+pub(super) fn unconnected(to: SocketAddr, from_port: u16) -> Result<UdpSocket> {
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    UdpSocket::bind((any, from_port)).with_context(|| format!("cannot bind port {from_port}"))
+}
+
+/// Sends one datagram for certain.
 pub(super) fn send_one(socket: &UdpSocket, payload: &[u8]) -> Result<()> {
+    until_sent(|| socket.send(payload)).context("cannot send")
+}
+
+/// Sends one datagram for certain, from a socket that is not connected.
+pub(super) fn send_to(socket: &UdpSocket, payload: &[u8], to: SocketAddr) -> Result<()> {
+    until_sent(|| socket.send_to(payload, to)).with_context(|| format!("cannot send to {to}"))
+}
+
+/// An error that concerns an earlier datagram (refused), or no room (ENOBUFS), means that this one was not sent: once
+/// more.
+fn until_sent(mut send: impl FnMut() -> std::io::Result<usize>) -> std::io::Result<()> {
     loop {
-        match socket.send(payload) {
+        match send() {
             Ok(_) => return Ok(()),
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-            Err(error)
-                if error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) =>
-            {
+            Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {
                 thread::sleep(Duration::from_micros(100));
             }
-            Err(error) => return Err(error).context("cannot send"),
+            Err(error) => return Err(error),
         }
     }
 }
