@@ -23,7 +23,7 @@ pub(crate) fn run() -> Result<()> {
         "--document-private-items",
     ]))?;
     if wanted("cargo-deny") {
-        step::run(cargo().args(["deny", "check"]))?;
+        step::run(cargo().args(["deny", "check", "--hide-inclusion-graph"]))?;
     }
     Ok(())
 }
