@@ -1,3 +1,4 @@
 //! stub
 pub mod enricher;
 pub mod k8s;
+pub mod netlink;
