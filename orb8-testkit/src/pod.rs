@@ -246,7 +246,7 @@ impl Pod {
         Ok(())
     }
 
-    /// Starts a program in a container; a server is ready when this returns.
+    /// Starts a program in a container. When this returns it is in the cgroup and the namespace, and a server is ready.
     ///
     /// # Errors
     /// When the pod has no such container, or the program cannot be started or does not get ready.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::program::{Program, Summary};
 use crate::spawner;
 
-/// How long a program may take to enter its place and, if it is a server, to listen.
+/// How long a program may take to enter its place, and a server then to listen.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long [`Process::wait`] waits. Longer than any transfer of the tests, shorter than a patience.
@@ -31,7 +31,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `orb8-testpod` with `command` and waits until a server is ready.
+    /// Starts `orb8-testpod` with `command` and waits until it is in its place, and until a server is ready.
     pub(crate) fn start(mut command: Command, program: &Program) -> Result<Self> {
         let arguments = program.arguments()?;
         let name = arguments.join(" ");
@@ -56,8 +56,9 @@ impl Process {
             lines,
             addr: None,
         };
+        process.expect("entered")?;
         if program.is_server() {
-            process.addr = process.await_ready()?;
+            process.addr = process.expect("ready ")?.parse().ok();
         }
         Ok(process)
     }
@@ -121,18 +122,17 @@ impl Process {
         spawner::end(&mut self.child);
     }
 
-    fn await_ready(&mut self) -> Result<Option<SocketAddr>> {
+    /// The rest of the next line, which begins with `start`.
+    fn expect(&mut self, start: &str) -> Result<String> {
         match self.lines.recv_timeout(START_LIMIT) {
-            Ok(line) => {
-                let addr = line
-                    .strip_prefix("ready ")
-                    .with_context(|| format!("`{}` said {line:?}, expected `ready`", self.name))?;
-                Ok(addr.parse().ok())
-            }
+            Ok(line) => match line.strip_prefix(start) {
+                Some(rest) => Ok(rest.to_owned()),
+                None => bail!("`{}` said {line:?}, expected {start:?}", self.name),
+            },
             Err(error) => {
                 self.kill();
                 let complaint = self.complaint();
-                bail!("`{}` is not ready ({error}): {complaint}", self.name);
+                bail!("`{}` did not say {start:?} ({error}): {complaint}", self.name);
             }
         }
     }

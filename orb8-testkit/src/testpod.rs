@@ -4,6 +4,7 @@ mod dns;
 mod flows;
 mod hold;
 mod http;
+mod neighbour;
 mod place;
 mod report;
 mod run_time;
@@ -45,6 +46,9 @@ pub(crate) fn main() -> Result<()> {
     let Command::Run { place, timeout, program } = Cli::parse().command;
     place.enter()?;
     let run_time = run_time::RunTime { supervised: place.parent.is_some() };
+    if run_time.supervised {
+        report::entered()?;
+    }
     if !program.is_server() {
         run_time::give_up_after(timeout);
     }

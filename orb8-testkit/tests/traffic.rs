@@ -49,7 +49,8 @@ fn a_thousand_datagrams_are_sent_received_and_counted_on_both_veths() {
         assert!((1_000..1_050).contains(&tx), "the server's veth sent {tx}");
         let headers = if ip.is_ipv4() { 14 + 20 + 8 } else { 14 + 40 + 8 };
         assert!(after.0.rx_bytes - before.0.rx_bytes >= 1_000 * (200 + headers));
-        assert_eq!(pair.node.link_counters(pair.client.veth()).unwrap(), after.0);
+        let again = pair.node.link_counters(pair.client.veth()).unwrap();
+        assert!((after.0.rx_packets..after.0.rx_packets + 50).contains(&again.rx_packets));
     }
 }
 

@@ -3,8 +3,6 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use orb8_testkit::Summary;
@@ -12,7 +10,7 @@ use orb8_testkit::program::{Flows, HoldFlows, Proto, SOURCE_PORTS};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::run_time::{Pace, RunTime};
-use super::{report, tcp, udp};
+use super::{neighbour, report, tcp, udp};
 
 /// The first source port. Below the range that the kernel chooses from, but in a pod nobody else is there.
 const FIRST_SOURCE: u32 = 10_000;
@@ -54,7 +52,9 @@ pub(super) fn hold_flows(flows: &HoldFlows, run_time: RunTime) -> Result<()> {
     let mut sent = 0;
     for flow in &all {
         send(flow)?;
-        settle_first(sent == 0);
+        if sent == 0 {
+            neighbour::await_resolution()?;
+        }
         sent += 1;
     }
     report::ready(None)?;
@@ -95,7 +95,9 @@ fn udp_flow(from: u16, to: SocketAddr, payload: &[u8], packets: u32, first: bool
     let socket = udp::connected(to, from)?;
     for packet in 0..packets {
         udp::send_one(&socket, payload)?;
-        settle_first(first && packet == 0);
+        if first && packet == 0 {
+            neighbour::await_resolution()?;
+        }
     }
     Ok(())
 }
@@ -106,13 +108,6 @@ fn tcp_flow(from: u16, to: SocketAddr, payload: &[u8], writes: u32) -> Result<()
         stream.write_all(payload)?;
     }
     tcp::finish(stream, u64::from(writes) * payload.len() as u64)
-}
-
-/// The first datagram waits for ARP or neighbour discovery, in a queue that silently drops beyond some hundred.
-fn settle_first(first: bool) {
-    if first {
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 fn raise_descriptor_limit(wanted: u64) -> Result<()> {

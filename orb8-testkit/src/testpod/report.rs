@@ -1,10 +1,16 @@
-//! What a program says on standard output: servers one ready line, all of them one line of JSON at the end.
+//! What a program says on standard output: that it is in its place, when a server is ready, and what it did as one line
+//! of JSON.
 
 use std::io::{Write, stdout};
 use std::net::SocketAddr;
 
 use anyhow::Result;
 use orb8_testkit::Summary;
+
+/// In its cgroup and namespace; before that, whoever looks at the process would attribute it wrongly.
+pub(super) fn entered() -> Result<()> {
+    say("entered")
+}
 
 /// `ready ADDRESS`, or `ready -` for a server that listens nowhere.
 pub(super) fn ready(listening: Option<SocketAddr>) -> Result<()> {

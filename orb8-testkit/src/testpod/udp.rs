@@ -14,8 +14,8 @@ use orb8_testkit::program::{Bind, UdpSend, UdpSink};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
-use super::report;
 use super::run_time::{Pace, RunTime};
+use super::{neighbour, report};
 
 /// The largest datagram there is.
 const LARGEST: usize = 65_535;
@@ -83,8 +83,7 @@ pub(super) fn send(send: &UdpSend) -> Result<()> {
         if send.await_echo {
             summary.replies += u64::from(socket.recv(&mut reply).is_ok());
         } else if summary.packets == 1 {
-            // The first one waits for ARP or neighbour discovery, in a queue that silently drops beyond some hundred.
-            thread::sleep(Duration::from_millis(20));
+            neighbour::await_resolution()?;
         }
     }
     report::summary(&summary)
