@@ -15,9 +15,11 @@ use rustix::net::sockopt;
 
 pub mod links;
 pub mod netns;
+mod routes;
 #[cfg(test)]
 mod scratch;
 pub mod tc;
+pub mod watch;
 
 /// A request that the kernel refused or did not answer.
 #[derive(Debug, thiserror::Error)]
