@@ -1,9 +1,15 @@
 //! Interfaces of the node: their counters, and bare veth pairs.
 
-use anyhow::{Context, Result};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use crate::node::Netns;
+
+/// How long a new port may take: milliseconds, unless the machine is overloaded.
+const FORWARDING_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the kernel counted on one interface (`stats64`), seen from the host: `rx` of a pod's host-side veth is what the
 /// pod sent.
@@ -28,6 +34,21 @@ pub struct LinkCounters {
 pub(crate) struct LinkReport {
     pub(crate) ifindex: u32,
     stats64: Option<Stats>,
+    /// With `-d` only.
+    #[serde(default)]
+    linkinfo: LinkInfo,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct LinkInfo {
+    info_slave_data: BridgePort,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct BridgePort {
+    state: String,
 }
 
 #[derive(Deserialize)]
@@ -56,6 +77,23 @@ impl LinkCounters {
             tx_packets: stats.tx.packets,
             tx_dropped: stats.tx.dropped,
         })
+    }
+}
+
+/// Waits until the bridge forwards from and to this port, and returns its index.
+///
+/// The kernel hears of a carrier by a work queue that needs its one lock for interfaces. Before that it drops what is
+/// sent to the port, and a lost ARP request costs a second.
+pub(crate) fn await_forwarding(netns: &Netns, ifname: &str) -> Result<u32> {
+    let deadline = Instant::now() + FORWARDING_LIMIT;
+    loop {
+        let text = netns.ip(&["-j", "-d"], &format!("link show dev {ifname}"))?;
+        let report = parse_report(&text)?;
+        if report.linkinfo.info_slave_data.state == "forwarding" {
+            return Ok(report.ifindex);
+        }
+        ensure!(Instant::now() < deadline, "not forwarding after {FORWARDING_LIMIT:?}: {text}");
+        thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail};
 
 use crate::cgroup::{self, CgroupDriver, Layout, Qos, Runtime};
-use crate::link::{LinkCounters, parse_report};
+use crate::link::{LinkCounters, await_forwarding};
 use crate::node::{Netns, Shared, new_netns};
 use crate::process::Process;
 use crate::program::{Hold, Program};
@@ -220,14 +220,10 @@ impl Pod {
 
     fn connect(&mut self) -> Result<()> {
         let (veth, holder) = (&self.veth, self.netns.holder());
-        let report = self.node.netns.ip(
-            &["-j"],
-            &format!(
-                "link add {veth} master br0 up type veth peer name eth0 netns {holder}\n\
-                 link show dev {veth}"
-            ),
+        self.node.netns.ip(
+            &[],
+            &format!("link add {veth} master br0 up type veth peer name eth0 netns {holder}"),
         )?;
-        self.ifindex = parse_report(&report)?.ifindex;
         self.netns.ip(
             &[],
             &format!(
@@ -243,6 +239,7 @@ impl Pod {
                 self.node.ipv6(1)
             ),
         )?;
+        self.ifindex = await_forwarding(&self.node.netns, &self.veth)?;
         Ok(())
     }
 
