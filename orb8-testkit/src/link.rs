@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use crate::node::Netns;
+use crate::netns::Netns;
 
 /// How long a new port may take: milliseconds, unless the machine is overloaded.
 const FORWARDING_LIMIT: Duration = Duration::from_secs(10);

@@ -1,6 +1,5 @@
 //! A pod: a network namespace behind a veth pair, and the cgroups of its containers.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
@@ -11,104 +10,14 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cgroup::{self, CgroupDriver, Layout, Qos, Runtime};
+use crate::cgroup::{self, Layout, Runtime};
 use crate::link::{LinkCounters, await_forwarding};
-use crate::node::{Netns, Shared, new_netns};
+use crate::netns::{Netns, new_netns};
+use crate::node::Shared;
+use crate::pod_spec::PodSpec;
 use crate::process::Process;
 use crate::program::{Hold, Program};
 use crate::random;
-
-/// What owns a pod, as its `ownerReferences` say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Owner {
-    /// `ReplicaSet`, `DaemonSet`, `StatefulSet`, `Job`, …
-    pub kind: String,
-    /// Name of the owning object.
-    pub name: String,
-}
-
-/// How a pod is to be.
-#[derive(Clone, Debug)]
-pub struct PodSpec {
-    /// Kubernetes namespace.
-    pub namespace: String,
-    /// Pod name.
-    pub name: String,
-    /// Quality of service.
-    pub qos: Qos,
-    /// Names of the containers, at least one.
-    pub containers: Vec<String>,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-    /// Owner; a bare pod has none.
-    pub owner: Option<Owner>,
-    /// Cgroup driver, when not the node's.
-    pub driver: Option<CgroupDriver>,
-    /// Container runtime, when not the node's.
-    pub runtime: Option<Runtime>,
-    /// The last part of its addresses, 2 to 254: for tests of reused addresses. Otherwise the node chooses.
-    pub host_number: Option<u8>,
-}
-
-impl PodSpec {
-    /// A burstable pod with one container, `app`.
-    #[must_use]
-    pub fn new(namespace: &str, name: &str) -> Self {
-        Self {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            qos: Qos::default(),
-            containers: vec!["app".to_owned()],
-            labels: BTreeMap::new(),
-            owner: None,
-            driver: None,
-            runtime: None,
-            host_number: None,
-        }
-    }
-
-    /// With this quality of service.
-    #[must_use]
-    pub fn qos(mut self, qos: Qos) -> Self {
-        self.qos = qos;
-        self
-    }
-
-    /// With these containers instead of `app`.
-    #[must_use]
-    pub fn containers(mut self, names: &[&str]) -> Self {
-        self.containers = names.iter().map(|name| (*name).to_owned()).collect();
-        self
-    }
-
-    /// With one more label.
-    #[must_use]
-    pub fn label(mut self, key: &str, value: &str) -> Self {
-        self.labels.insert(key.to_owned(), value.to_owned());
-        self
-    }
-
-    /// With an owner.
-    #[must_use]
-    pub fn owner(mut self, kind: &str, name: &str) -> Self {
-        self.owner = Some(Owner { kind: kind.to_owned(), name: name.to_owned() });
-        self
-    }
-
-    /// With cgroups in this form.
-    #[must_use]
-    pub fn driver(mut self, driver: CgroupDriver) -> Self {
-        self.driver = Some(driver);
-        self
-    }
-
-    /// With container directories named by this runtime.
-    #[must_use]
-    pub fn runtime(mut self, runtime: Runtime) -> Self {
-        self.runtime = Some(runtime);
-        self
-    }
-}
 
 /// Who a pod is: all that does not change while it runs.
 #[derive(Debug)]
