@@ -217,6 +217,15 @@ fn names_program(fdinfo: &str, prog_id: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::mem::ManuallyDrop;
+
+    use aya::{
+        EbpfLoader,
+        programs::{
+            SchedClassifier, TcAttachType,
+            tc::{NlOptions, TcAttachOptions},
+        },
+    };
     use proptest::prelude::*;
 
     use super::*;
@@ -254,6 +263,55 @@ mod tests {
             sh("tc qdisc add dev d0 ingress");
             assert!(!leftovers.remove_clsact_if_empty(index).await.unwrap());
             assert!(sh("tc qdisc show dev d0").contains("ingress"));
+        });
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_found_told_from_a_live_one_and_removed() {
+        let object = match orb8_probes::NETWORK_PROBE {
+            Ok(object) => object,
+            Err(missing) => return eprintln!("not tested: {missing}"),
+        };
+        Namespace::new().run(async || {
+            let (mut leftovers, index) = with_veth().await;
+            sh("tc qdisc add dev d0 clsact; \
+                tc filter add dev d0 ingress prio 7 bpf bytecode '1,6 0 0 0,' classid 1:1");
+            let mut ebpf = EbpfLoader::new().load(object).unwrap();
+            let mut prog_ids = Vec::new();
+            for (name, hook) in
+                [("orb8_ingress", TcAttachType::Ingress), ("orb8_egress", TcAttachType::Egress)]
+            {
+                let program: &mut SchedClassifier =
+                    ebpf.program_mut(name).unwrap().try_into().unwrap();
+                program.load().unwrap();
+                prog_ids.push(program.info().unwrap().id());
+                let options = TcAttachOptions::Netlink(NlOptions::default());
+                let link = program.attach_with_options("d0", hook, options).unwrap();
+                // As when the process is killed: nobody detaches it.
+                let _ = ManuallyDrop::new(program.take_link(link).unwrap());
+            }
+            let found = leftovers.orb8_filters(index).await.unwrap();
+            let summary: Vec<_> = found
+                .iter()
+                .map(|filter| (filter.parent, filter.name.as_str(), filter.prog_id))
+                .collect();
+            let expected = [
+                (INGRESS, "orb8_ingress", Some(prog_ids[0])),
+                (EGRESS, "orb8_egress", Some(prog_ids[1])),
+            ];
+            assert_eq!(summary, expected);
+            assert!(program_held_by_a_process(prog_ids[0]).await.unwrap());
+            drop(ebpf);
+            for (filter, prog_id) in found.iter().zip(prog_ids) {
+                assert!(!program_held_by_a_process(prog_id).await.unwrap());
+                leftovers.remove(filter).await.unwrap();
+                leftovers.remove(filter).await.expect("removing it again is no error");
+            }
+            assert_eq!(leftovers.orb8_filters(index).await.unwrap(), []);
+            assert!(!leftovers.remove_clsact_if_empty(index).await.unwrap());
+            assert!(sh("tc filter show dev d0 ingress").contains("bytecode"));
+            sh("tc filter del dev d0 ingress");
+            assert!(leftovers.remove_clsact_if_empty(index).await.unwrap());
         });
     }
 
