@@ -55,8 +55,8 @@ impl NetnsResolver {
     }
 
     /// Finds who lives in these namespaces. An id without an entry in the answer has no process
-    /// (yet). Costs one link read per process of the machine when an id is new, and next to nothing
-    /// otherwise.
+    /// (yet). Costs one link read per process of the machine while one of them has no container
+    /// yet, and a few file reads per id otherwise.
     pub async fn resolve(
         &mut self,
         wanted: &[i32],
@@ -65,20 +65,20 @@ impl NetnsResolver {
         let owners = std::mem::take(&mut self.owners);
         let own_inode = self.own_inode;
         let missing = wanted.clone();
-        // Files of /proc are read on a thread of their own: on a busy node they take milliseconds.
-        let survey = move || survey(owners, &missing, own_inode);
-        let (owners, mut unknown) = tokio::task::spawn_blocking(survey)
-            .await
-            .map_err(|why| NetlinkError::new("read /proc", io::Error::other(why)))?;
+        let (owners, mut unknown) = reading(move || survey(owners, &missing, own_inode)).await?;
         self.owners = owners;
         unknown.retain(|inode, _| !self.owners.values().any(|owner| owner.netns_inode == *inode));
+        let mut numbered = Vec::new();
         for (inode, pids) in unknown {
-            if let Some(nsid) = self.nsid(inode, &pids).await?
-                && let Some(owner) = owner_of(inode, &pids)
-            {
-                self.owners.insert(nsid, owner);
+            if let Some(nsid) = self.nsid(inode, &pids).await? {
+                numbered.push((nsid, inode, pids));
             }
         }
+        let found = move || -> Vec<_> {
+            let owner = |(nsid, inode, pids): (_, _, Vec<_>)| Some((nsid, owner_of(inode, &pids)?));
+            numbered.into_iter().filter_map(owner).collect()
+        };
+        self.owners.extend(reading(found).await?);
         let known = self.owners.iter().filter(|(nsid, _)| wanted.contains(nsid));
         Ok(known.map(|(nsid, owner)| (*nsid, owner.clone())).collect())
     }
@@ -104,6 +104,15 @@ impl NetnsResolver {
     }
 }
 
+/// Reads files of /proc on a thread of their own: on a busy node that takes milliseconds.
+async fn reading<T: Send + 'static>(
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, NetlinkError> {
+    tokio::task::spawn_blocking(read)
+        .await
+        .map_err(|why| NetlinkError::new("read /proc", io::Error::other(why)))
+}
+
 /// Drops the owners that are no longer there and, if a wanted one is then missing, lists the
 /// processes of every namespace but ours.
 fn survey(
@@ -112,9 +121,11 @@ fn survey(
     own_inode: u64,
 ) -> (HashMap<i32, NetnsOwner>, HashMap<u64, Vec<u32>>) {
     // Inodes, pids and ids are all used again, so a remembered owner counts only while its process
-    // is still in the same namespace and in the same cgroup.
+    // is still in the same namespace and in the same cgroup. Where only the node's processes were,
+    // the container may have come since.
     owners.retain(|_, owner| {
-        netns_inode(owner.pid) == Some(owner.netns_inode)
+        owner.identity.is_some()
+            && netns_inode(owner.pid) == Some(owner.netns_inode)
             && cgroup_of(owner.pid).is_some_and(|(path, _)| path == *owner.cgroup_path)
     });
     let mut unknown: HashMap<u64, Vec<u32>> = HashMap::new();
@@ -279,6 +290,39 @@ mod tests {
         drop((node, pod));
     }
 
+    /// Starts a process in the namespace, in the test's own cgroup.
+    fn visit(pod: &Namespace) -> process::Child {
+        let visitor = process::Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "nsenter", &format!("--net=/proc/{}/ns/net", pod.pid())])
+            .args(["sleep", "60"])
+            .spawn()
+            .unwrap();
+        let start = Instant::now();
+        while netns_inode(visitor.id()) != netns_inode(pod.pid()) {
+            assert!(start.elapsed() < Duration::from_secs(5), "nsenter");
+        }
+        visitor
+    }
+
+    #[test]
+    fn a_container_that_comes_after_the_nodes_own_processes_is_found() {
+        let cgroup = Cgroup::new("later", UID, &"7".repeat(64));
+        let (node, pod) = (Namespace::new(), Namespace::new());
+        let mut container = node.run(async || {
+            veth("pod0", &pod);
+            let nsid = nsid_behind("pod0").await;
+            let mut resolver = NetnsResolver::open().unwrap();
+            assert_eq!(resolver.resolve(&[nsid]).await.unwrap()[&nsid].identity, None);
+            let container = visit(&pod);
+            cgroup.enter(container.id());
+            let owner = resolver.resolve(&[nsid]).await.unwrap().remove(&nsid).unwrap();
+            assert_eq!((owner.pid, owner.identity.is_some()), (container.id(), true));
+            container
+        });
+        container.kill().unwrap();
+        container.wait().unwrap();
+    }
+
     #[test]
     fn a_process_that_only_looks_around_does_not_take_over_the_namespace() {
         let (first, second) = ("1".repeat(64), "2".repeat(64));
@@ -287,24 +331,8 @@ mod tests {
         let (node, pod) = (Namespace::new(), Namespace::new());
         cgroup.enter(pod.pid());
         // In the node's own cgroup, and in another pod's.
-        let visit = || {
-            process::Command::new("setpriv")
-                .args([
-                    "--pdeathsig",
-                    "KILL",
-                    "nsenter",
-                    &format!("--net=/proc/{}/ns/net", pod.pid()),
-                ])
-                .args(["sleep", "60"])
-                .spawn()
-                .unwrap()
-        };
-        let mut visitors = [visit(), visit()];
+        let mut visitors = [visit(&pod), visit(&pod)];
         guest.enter(visitors[0].id());
-        let start = Instant::now();
-        while visitors.iter().any(|visitor| netns_inode(visitor.id()) != netns_inode(pod.pid())) {
-            assert!(start.elapsed() < Duration::from_secs(5), "nsenter");
-        }
         let owner = node.run(async || {
             veth("pod0", &pod);
             let nsid = nsid_behind("pod0").await;
