@@ -1,0 +1,175 @@
+//! Putting the parts together: start, serve, stop.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use hyper_util::rt::TokioIo;
+use orb8_proto::Loss;
+use tokio::io::DuplexStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::{
+    api_server::{self, Api},
+    config::Config,
+    enricher::PodLookup,
+    k8s::pods::{PodListError, PodTable},
+    ledger::Ledger,
+    live::Live,
+    prom_exporter,
+    signals::network::{self, Network, NetworkError},
+    status::{State, StatusBoard},
+    tasks::Tasks,
+    usage,
+};
+
+/// Bytes in flight in each direction of the in-memory pipe.
+const PIPE: usize = 1 << 20;
+
+/// Why an agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address could not be bound.
+    #[error("{0}")]
+    Listen(io::Error),
+    /// The pod list could not be read.
+    #[error(transparent)]
+    Pods(#[from] PodListError),
+    /// No signal works, and the configuration requires one.
+    #[error("{0}")]
+    NoSignal(String),
+}
+
+/// How an agent ended.
+#[derive(Debug, Default)]
+pub struct StopReport {
+    /// Tasks that did not end by the deadline.
+    pub unfinished: Vec<&'static str>,
+    /// Everything lost since the start.
+    pub losses: Vec<Loss>,
+}
+
+/// A running agent.
+pub struct Agent {
+    config: Arc<Config>,
+    grpc_addr: Option<SocketAddr>,
+    metrics_addr: Option<SocketAddr>,
+    network: Option<Network>,
+    live: Live,
+    ledger: Ledger,
+    tasks: Tasks,
+    pipes: tokio::sync::mpsc::Sender<DuplexStream>,
+}
+
+impl Agent {
+    /// Binds, loads, attaches, serves. Whatever can be found wrong is found before anything is
+    /// attached; a signal that does not work is a state of the agent, unless the configuration
+    /// requires one that does.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let config = Arc::new(config);
+        let bind = |what, address: Option<SocketAddr>| {
+            address.map(|a| Config::bind(what, a)).transpose().map_err(StartError::Listen)
+        };
+        let grpc = bind("gRPC", config.listen)?;
+        let metrics = bind("metrics", config.metrics_listen)?;
+        let pods: Arc<dyn PodLookup> = match &config.pods {
+            Some(path) => Arc::new(PodTable::read(path)?),
+            None => Arc::new(PodTable::default()),
+        };
+        usage::raise_descriptor_limit();
+
+        let (ledger, live, status) = (Ledger::default(), Live::default(), StatusBoard::default());
+        let context = network::Context {
+            config: Arc::clone(&config),
+            pods,
+            ledger: ledger.clone(),
+            live: live.clone(),
+            status: status.clone(),
+        };
+        let network = match Network::start(context).await {
+            Ok(network) => Some(network),
+            Err(error) => {
+                status.set(network::NAME, state_of(&error));
+                None
+            }
+        };
+        if config.require_signal && !status.ready() {
+            let reasons = status.signals().into_iter().map(|s| format!("{}: {}", s.name, s.reason));
+            let reasons: Vec<String> = reasons.collect();
+            if let Some(network) = &network {
+                network.stop().await;
+            }
+            return Err(StartError::NoSignal(reasons.join("\n")));
+        }
+
+        let tasks = Tasks::default();
+        let api = Api::new(
+            Arc::clone(&config),
+            network.clone(),
+            ledger.clone(),
+            live.clone(),
+            status.clone(),
+        );
+        let address = |listener: &Option<std::net::TcpListener>| {
+            listener.as_ref().and_then(|l| l.local_addr().ok())
+        };
+        let (grpc_addr, metrics_addr) = (address(&grpc), address(&metrics));
+        if let Some(listener) = grpc {
+            let server = api_server::serve_tcp(api.clone(), listener, tasks.token())
+                .map_err(StartError::Listen)?;
+            tasks.spawn("grpc", server);
+        }
+        let (pipes, incoming) = tokio::sync::mpsc::channel(4);
+        tasks.spawn("grpc-pipe", api_server::serve_pipes(api.clone(), incoming, tasks.token()));
+        if let Some(listener) = metrics {
+            let server =
+                prom_exporter::serve(api, listener, tasks.token()).map_err(StartError::Listen)?;
+            tasks.spawn("metrics", server);
+        }
+        Ok(Self { config, grpc_addr, metrics_addr, network, live, ledger, tasks, pipes })
+    }
+
+    /// Where gRPC is served.
+    #[must_use]
+    pub const fn grpc_addr(&self) -> Option<SocketAddr> {
+        self.grpc_addr
+    }
+
+    /// Where metrics are served.
+    #[must_use]
+    pub const fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics_addr
+    }
+
+    /// A client's channel over an in-memory pipe: standalone mode speaks the same protocol.
+    pub async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
+        let pipes = self.pipes.clone();
+        let connector = tower::service_fn(move |_: Uri| {
+            let pipes = pipes.clone();
+            async move {
+                let (client, server) = tokio::io::duplex(PIPE);
+                let refused = |_| io::Error::from(io::ErrorKind::ConnectionRefused);
+                pipes.send(server).await.map_err(refused)?;
+                Ok::<_, io::Error>(TokioIo::new(client))
+            }
+        });
+        // The address is required by the protocol and never looked up.
+        Endpoint::from_static("http://orb8.local").connect_with_connector(connector).await
+    }
+
+    /// Detaches, gives subscribers their last records and the final report, then ends every task.
+    pub async fn stop(self) -> StopReport {
+        if let Some(network) = &self.network {
+            let _late = tokio::time::timeout(self.config.shutdown_deadline, network.stop()).await;
+        }
+        self.live.remove_all();
+        let unfinished = self.tasks.drain(self.config.shutdown_deadline).await;
+        StopReport { unfinished, losses: self.ledger.losses() }
+    }
+}
+
+fn state_of(error: &NetworkError) -> State {
+    use crate::probe_loader::LoadError;
+    match error {
+        NetworkError::Load(LoadError::Missing(_)) => State::Unsupported(error.to_string()),
+        _ => State::Failed(error.to_string()),
+    }
+}

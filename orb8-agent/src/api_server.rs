@@ -1,0 +1,276 @@
+//! `orb8.OrbitService`: over TCP for others, over in-memory pipes for the process itself.
+
+use std::{future::Future, io, sync::Arc, time::SystemTime};
+
+use futures_util::stream::BoxStream;
+use orb8_proto::{
+    Event, FlowQuery, FlowResponse, LossReport, NodeStatus, PodQuery, PodResponse, StatusRequest,
+    StatusResponse, StreamRequest, SyscallQuery, SyscallResponse, event,
+    orbit_service_server::{OrbitService, OrbitServiceServer},
+};
+use tokio::{io::DuplexStream, sync::mpsc, time::Instant};
+use tokio_stream::{
+    StreamExt as _,
+    wrappers::{ReceiverStream, TcpListenerStream},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, transport::Server};
+
+use crate::{
+    config::Config,
+    ledger::Ledger,
+    live::{Live, Subscription},
+    signals::network::{self, Filter, Network, Snapshot},
+    status::StatusBoard,
+    usage,
+};
+
+/// Longest duration of a stream that a client may ask for; a year is a mistake.
+const MAX_DURATION_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
+
+/// The service's state. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Api {
+    pub(crate) config: Arc<Config>,
+    pub(crate) network: Option<Network>,
+    pub(crate) ledger: Ledger,
+    pub(crate) live: Live,
+    pub(crate) status: StatusBoard,
+    started: SystemTime,
+}
+
+impl Api {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        network: Option<Network>,
+        ledger: Ledger,
+        live: Live,
+        status: StatusBoard,
+    ) -> Self {
+        Self { config, network, ledger, live, status, started: SystemTime::now() }
+    }
+
+    fn network(&self) -> Result<&Network, Status> {
+        self.network.as_ref().ok_or_else(|| {
+            let signals = self.status.signals();
+            let state = signals.iter().find(|signal| signal.name == network::NAME);
+            let reason = state.map_or("it was not started", |s| s.reason.as_str());
+            Status::failed_precondition(format!("no network signal on this node: {reason}"))
+        })
+    }
+
+    /// State of every slice.
+    pub(crate) async fn snapshot(&self) -> Snapshot {
+        match &self.network {
+            Some(network) => network.snapshot().await.unwrap_or_default(),
+            None => Snapshot::default(),
+        }
+    }
+
+    fn node_status(&self, snapshot: Snapshot) -> Event {
+        let status = NodeStatus {
+            signals: self.status.signals(),
+            interfaces: snapshot.interfaces,
+            message: String::new(),
+        };
+        self.event(event::Event::NodeStatus(status))
+    }
+
+    fn event(&self, event: event::Event) -> Event {
+        let node = self.config.node_name.clone();
+        Event { node, timestamp_ns: unix_ns(SystemTime::now()), event: Some(event) }
+    }
+}
+
+#[tonic::async_trait]
+impl OrbitService for Api {
+    type StreamEventsStream = BoxStream<'static, Result<Event, Status>>;
+
+    async fn query_flows(
+        &self,
+        request: Request<FlowQuery>,
+    ) -> Result<Response<FlowResponse>, Status> {
+        self.network()?.flows(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn query_pods(
+        &self,
+        request: Request<PodQuery>,
+    ) -> Result<Response<PodResponse>, Status> {
+        self.network()?.pods(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn query_syscalls(
+        &self,
+        _request: Request<SyscallQuery>,
+    ) -> Result<Response<SyscallResponse>, Status> {
+        Err(Status::unimplemented("this agent has no syscall signal"))
+    }
+
+    async fn get_agent_status(
+        &self,
+        _request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        let snapshot = self.snapshot().await;
+        Ok(Response::new(StatusResponse {
+            node: self.config.node_name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started_ns: unix_ns(self.started),
+            kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+            signals: self.status.signals(),
+            losses: self.ledger.losses(),
+            interfaces: snapshot.interfaces,
+            usage: Some(usage::now(snapshot.map_bytes)),
+            maps: snapshot.maps,
+        }))
+    }
+
+    async fn stream_events(
+        &self,
+        request: Request<StreamRequest>,
+    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+        let request = request.into_inner();
+        if let Some(unknown) = request.signals.iter().find(|s| *s != network::NAME) {
+            return Err(Status::invalid_argument(format!(
+                "no signal {unknown:?}; this agent has: {}",
+                network::NAME
+            )));
+        }
+        if let Some(ns) = request.duration_ns.filter(|ns| !(1..=MAX_DURATION_NS).contains(ns)) {
+            return Err(Status::invalid_argument(format!(
+                "duration_ns {ns} is out of range; expected 1 to {MAX_DURATION_NS} (7 days)"
+            )));
+        }
+        let network = self.network()?.clone();
+        let filter = Filter {
+            namespace: request.namespace.clone(),
+            pod_prefix: request.pod_name.clone(),
+            interface: request.interface.clone(),
+        };
+        let deadline = request.duration_ns.map(|ns| {
+            Instant::now() + std::time::Duration::from_nanos(u64::try_from(ns).unwrap_or(0))
+        });
+        let subscription = self.live.subscribe(request);
+        if let Err(refused) = network.subscribe(subscription.id, filter).await {
+            self.live.remove(subscription.id);
+            return Err(refused);
+        }
+        let first = self.node_status(self.snapshot().await);
+        let (events, stream) = mpsc::channel(256);
+        let api = self.clone();
+        // Ends with the client, the deadline or the agent; it holds nothing that outlives those.
+        tokio::spawn(async move {
+            api.feed(network, subscription, first, deadline, events).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+impl Api {
+    /// Passes a subscriber's records on, with a report whenever some were lost, and a last one.
+    async fn feed(
+        &self,
+        network: Network,
+        mut subscription: Subscription,
+        first: Event,
+        deadline: Option<Instant>,
+        events: mpsc::Sender<Result<Event, Status>>,
+    ) {
+        let mark = self.ledger.mark();
+        let mut told = 0;
+        let mut ended = false;
+        if events.send(Ok(first)).await.is_err() {
+            return self.live.remove(subscription.id);
+        }
+        loop {
+            let expired = async {
+                match deadline {
+                    Some(at) if !ended => tokio::time::sleep_until(at).await,
+                    _ => std::future::pending().await,
+                }
+            };
+            let record = tokio::select! {
+                record = subscription.records.recv() => record,
+                () = events.closed() => return self.live.remove(subscription.id),
+                () = expired => {
+                    ended = true;
+                    network.unsubscribe(subscription.id).await;
+                    self.live.remove(subscription.id);
+                    continue;
+                }
+            };
+            let lost = subscription.tally.lost();
+            if lost > told {
+                told = lost;
+                let report = self.report(&subscription, &mark, false);
+                if events.send(Ok(report)).await.is_err() {
+                    return self.live.remove(subscription.id);
+                }
+            }
+            let Some(record) = record else { break };
+            if events.send(Ok(record)).await.is_err() {
+                return self.live.remove(subscription.id);
+            }
+        }
+        let _gone = events.send(Ok(self.report(&subscription, &mark, true))).await;
+    }
+
+    fn report(
+        &self,
+        subscription: &Subscription,
+        mark: &std::collections::BTreeMap<crate::ledger::LossPoint, crate::ledger::Amount>,
+        last: bool,
+    ) -> Event {
+        self.event(event::Event::Loss(LossReport {
+            records_delivered: subscription.tally.delivered(),
+            records_lost: subscription.tally.lost(),
+            losses: self.ledger.since(mark),
+            r#final: last,
+        }))
+    }
+}
+
+/// Serves `api` on a bound socket until `token` says stop.
+pub(crate) fn serve_tcp(
+    api: Api,
+    listener: std::net::TcpListener,
+    token: CancellationToken,
+) -> io::Result<impl Future<Output = ()> + Send> {
+    let incoming = TcpListenerStream::new(tokio::net::TcpListener::from_std(listener)?);
+    Ok(async move {
+        let server = server().add_service(OrbitServiceServer::new(api));
+        if let Err(error) =
+            server.serve_with_incoming_shutdown(incoming, token.cancelled_owned()).await
+        {
+            tracing::error!("gRPC: {error}");
+        }
+    })
+}
+
+/// Serves `api` on pipes of this process until `token` says stop.
+pub(crate) async fn serve_pipes(
+    api: Api,
+    pipes: mpsc::Receiver<DuplexStream>,
+    token: CancellationToken,
+) {
+    let incoming = ReceiverStream::new(pipes).map(Ok::<_, io::Error>);
+    let server = server().add_service(OrbitServiceServer::new(api));
+    if let Err(error) = server.serve_with_incoming_shutdown(incoming, token.cancelled_owned()).await
+    {
+        tracing::error!("gRPC over a pipe: {error}");
+    }
+}
+
+/// A client that hangs holds one stream, not the server.
+fn server() -> Server {
+    Server::builder()
+        .concurrency_limit_per_connection(64)
+        .max_concurrent_streams(256)
+        .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(std::time::Duration::from_secs(10)))
+}
+
+fn unix_ns(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,56 @@
+//! Reads records from an event ring, in batches, when the signal's timer says so.
+//!
+//! The probe wakes nobody up: a wake-up costs the traced task microseconds. Whoever drains asks
+//! again sooner when there was much to read.
+
+use aya::maps::{MapData, RingBuf};
+use orb8_common::Record;
+
+use crate::ledger::{Amount, Ledger, LossPoint, Stage};
+
+/// A ring of one kind of record.
+pub struct Collector {
+    ring: RingBuf<MapData>,
+    ledger: Ledger,
+    signal: &'static str,
+    delivered: u64,
+}
+
+impl Collector {
+    /// Reads `ring`; records that cannot be decoded go to `ledger`.
+    #[must_use]
+    pub fn new(ring: RingBuf<MapData>, ledger: Ledger, signal: &'static str) -> Self {
+        Self { ring, ledger, signal, delivered: 0 }
+    }
+
+    /// Hands at most `limit` records to `visit`; answers how many there were.
+    pub fn drain<T: Record>(&mut self, limit: usize, mut visit: impl FnMut(T)) -> usize {
+        let mut read = 0;
+        while read < limit
+            && let Some(item) = self.ring.next()
+        {
+            read += 1;
+            match T::decode(&item) {
+                Some(record) => {
+                    self.delivered += 1;
+                    visit(record);
+                }
+                None => self.ledger.lost(
+                    LossPoint {
+                        signal: self.signal,
+                        stage: Stage::Collect,
+                        reason: "short_record",
+                    },
+                    Amount { records: 1, packets: 0 },
+                ),
+            }
+        }
+        read
+    }
+
+    /// Records handed on so far.
+    #[must_use]
+    pub const fn delivered(&self) -> u64 {
+        self.delivered
+    }
+}

@@ -1,0 +1,384 @@
+//! From what a user wrote (file, environment, flags) to what the agent runs with.
+//!
+//! [`RawConfig`] is what was written, [`Config`] what it means. Every error is found here, before
+//! anything binds, loads or attaches, and all of them are told at once.
+
+use std::{
+    fmt, fs, io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+/// gRPC port of the agent.
+pub const DEFAULT_GRPC_PORT: u16 = 9090;
+/// Prometheus port of the agent.
+pub const DEFAULT_METRICS_PORT: u16 = 9091;
+/// `FLOW_EVENTS`: about 8,700 events. Too small costs trace lines under a storm of new flows, which
+/// are counted; it never costs a total.
+pub const DEFAULT_RING_BUFFER_SIZE: u32 = 1 << 20;
+/// Largest ring that is accepted.
+pub const MAX_RING_BUFFER_SIZE: u32 = 32 << 20;
+/// Entries per address family. Too small costs flow detail, which is counted; never a total.
+pub const DEFAULT_FLOW_TABLE_SIZE: u32 = 65_536;
+/// Largest flow table that is accepted: about 150 bytes of kernel memory per entry.
+pub const MAX_FLOW_TABLE_SIZE: u32 = 1 << 22;
+/// How far back queries reach.
+pub const WINDOW: Duration = Duration::from_secs(300);
+
+/// What was written, in the configuration file (same names, `snake_case`), in the environment or
+/// as flags. A flag beats the environment, which beats the file.
+#[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawConfig {
+    /// Configuration file (YAML)
+    #[arg(long = "config", env = "ORB8_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
+    /// Name of this node [default: the host name]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Address of the gRPC service [default: 127.0.0.1:9090]
+    #[arg(long, env = "ORB8_LISTEN", value_name = "ADDR:PORT")]
+    pub listen: Option<String>,
+    /// Address of /metrics, /healthz and /readyz [default: 127.0.0.1:9091]
+    #[arg(long, env = "ORB8_METRICS_LISTEN", value_name = "ADDR:PORT")]
+    pub metrics_listen: Option<String>,
+    /// Allow plain text on addresses that are not loopback
+    #[arg(long, env = "ORB8_INSECURE")]
+    pub insecure: bool,
+    /// Trace this interface, and only those named; a trailing * matches any rest
+    #[arg(long = "interface", value_name = "IF")]
+    pub interfaces: Vec<String>,
+    /// How to attach to interfaces: auto, tcx or clsact [default: auto]
+    #[arg(long, env = "ORB8_TC_ATTACH", value_name = "HOW")]
+    pub tc_attach: Option<String>,
+    /// Bytes of the event ring: a power of two, at most 32 MiB [default: 1 MiB]
+    #[arg(long, env = "ORB8_RING_BUFFER_SIZE", value_name = "BYTES")]
+    pub ring_buffer_size: Option<String>,
+    /// Flows that the kernel tracks per address family [default: 65536]
+    #[arg(long, env = "ORB8_FLOW_TABLE_SIZE", value_name = "ENTRIES")]
+    pub flow_table_size: Option<String>,
+    /// Names of pods from a file, as `kubectl get pods -A -o json` prints it
+    #[arg(long, env = "ORB8_PODS", value_name = "FILE")]
+    pub pods: Option<PathBuf>,
+}
+
+/// How classifiers are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TcAttach {
+    /// TCX where the kernel has it, else clsact.
+    #[default]
+    Auto,
+    /// TCX links (Linux 6.6 and later) or nothing.
+    Tcx,
+    /// Filters on a clsact qdisc.
+    Clsact,
+}
+
+/// What the agent runs with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of this node in every record.
+    pub node_name: String,
+    /// Where gRPC is served; `None`: only over [`crate::Agent::channel`].
+    pub listen: Option<SocketAddr>,
+    /// Where metrics and health are served; `None`: nowhere.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Interface patterns; empty: every pod's veth, or the default route's interface where there
+    /// is none.
+    pub interfaces: Vec<String>,
+    /// How classifiers are attached.
+    pub tc_attach: TcAttach,
+    /// Bytes of `FLOW_EVENTS`.
+    pub ring_buffer_size: u32,
+    /// Entries of `FLOWS_V4` and of `FLOWS_V6`.
+    pub flow_table_size: u32,
+    /// The static pod list.
+    pub pods: Option<PathBuf>,
+    /// How often the event ring is drained.
+    pub event_interval: Duration,
+    /// How often totals are read; the rhythm of trace records.
+    pub tick: Duration,
+    /// A flow without packets for this long has ended.
+    pub flow_idle: Duration,
+    /// Fail to start when no signal works, instead of saying so for ever: for a run that somebody
+    /// watches.
+    pub require_signal: bool,
+    /// How long [`crate::Agent::stop`] waits for the last records to leave.
+    pub shutdown_deadline: Duration,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError(Vec<String>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl RawConfig {
+    /// Reads the file, if one is named, and works out what everything means.
+    pub fn resolve(mut self) -> Result<Config, ConfigError> {
+        let mut problems = Vec::new();
+        if let Some(path) = self.file.take() {
+            match read_file(&path) {
+                Ok(file) => self.under(file),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let config = Config {
+            node_name: self.node_name.clone().unwrap_or_else(host_name),
+            listen: Some(self.address(
+                "listen",
+                self.listen.as_deref(),
+                loopback(DEFAULT_GRPC_PORT),
+                &mut problems,
+            )),
+            metrics_listen: Some(self.address(
+                "metrics-listen",
+                self.metrics_listen.as_deref(),
+                loopback(DEFAULT_METRICS_PORT),
+                &mut problems,
+            )),
+            interfaces: patterns(&self.interfaces, &mut problems),
+            tc_attach: or_report(self.tc_attach.as_deref().map(tc_attach), &mut problems)
+                .unwrap_or_default(),
+            ring_buffer_size: or_report(
+                self.ring_buffer_size.as_deref().map(ring_buffer_size),
+                &mut problems,
+            )
+            .unwrap_or(DEFAULT_RING_BUFFER_SIZE),
+            flow_table_size: or_report(
+                self.flow_table_size.as_deref().map(flow_table_size),
+                &mut problems,
+            )
+            .unwrap_or(DEFAULT_FLOW_TABLE_SIZE),
+            pods: self.pods,
+            event_interval: Duration::from_millis(100),
+            tick: Duration::from_secs(1),
+            flow_idle: Duration::from_secs(60),
+            require_signal: false,
+            shutdown_deadline: Duration::from_secs(5),
+        };
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
+    }
+
+    /// Fills what is not set from `file`.
+    fn under(&mut self, file: Self) {
+        fn fill<T>(mine: &mut Option<T>, other: Option<T>) {
+            if mine.is_none() {
+                *mine = other;
+            }
+        }
+        fill(&mut self.node_name, file.node_name);
+        fill(&mut self.listen, file.listen);
+        fill(&mut self.metrics_listen, file.metrics_listen);
+        fill(&mut self.tc_attach, file.tc_attach);
+        fill(&mut self.ring_buffer_size, file.ring_buffer_size);
+        fill(&mut self.flow_table_size, file.flow_table_size);
+        fill(&mut self.pods, file.pods);
+        self.insecure |= file.insecure;
+        if self.interfaces.is_empty() {
+            self.interfaces = file.interfaces;
+        }
+    }
+
+    fn address(
+        &self,
+        name: &str,
+        written: Option<&str>,
+        default: SocketAddr,
+        problems: &mut Vec<String>,
+    ) -> SocketAddr {
+        let Some(written) = written else { return default };
+        match written.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() || self.insecure => address,
+            Ok(address) => {
+                problems.push(format!(
+                    "{name}: {address} is not a loopback address and would be served in plain \
+                     text; listen on 127.0.0.1 or [::1], or say --insecure"
+                ));
+                address
+            }
+            Err(_) => {
+                problems.push(format!(
+                    "{name}: {written:?} is not an address; expected IP:PORT such as {default} or \
+                     [::1]:{}",
+                    default.port()
+                ));
+                default
+            }
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<RawConfig, String> {
+    let text = fs::read_to_string(path).map_err(|e| format!("config {}: {e}", path.display()))?;
+    if text.trim().is_empty() {
+        return Ok(RawConfig::default());
+    }
+    serde_saphyr::from_str(&text).map_err(|e| format!("config {}: {e}", path.display()))
+}
+
+fn or_report<T>(parsed: Option<Result<T, String>>, problems: &mut Vec<String>) -> Option<T> {
+    parsed?.map_err(|problem| problems.push(problem)).ok()
+}
+
+/// A ring is a power of two and a multiple of the page, which is 64 KiB on some arm64 kernels.
+fn ring_buffer_size(written: &str) -> Result<u32, String> {
+    let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
+    let expected = format!(
+        "ORB8_RING_BUFFER_SIZE: {written:?} is not a ring size; expected a number of bytes that is \
+         a power of two from {page} (this machine's page) to {MAX_RING_BUFFER_SIZE} (32 MiB)"
+    );
+    match written.trim().parse::<u32>() {
+        Ok(n) if n.is_power_of_two() && (page..=MAX_RING_BUFFER_SIZE).contains(&n) => Ok(n),
+        _ => Err(expected),
+    }
+}
+
+fn flow_table_size(written: &str) -> Result<u32, String> {
+    match written.trim().parse::<u32>() {
+        Ok(n) if (1..=MAX_FLOW_TABLE_SIZE).contains(&n) => Ok(n),
+        _ => Err(format!(
+            "ORB8_FLOW_TABLE_SIZE: {written:?} is not a table size; expected a number of entries \
+             from 1 to {MAX_FLOW_TABLE_SIZE}"
+        )),
+    }
+}
+
+fn tc_attach(written: &str) -> Result<TcAttach, String> {
+    match written {
+        "auto" => Ok(TcAttach::Auto),
+        "tcx" => Ok(TcAttach::Tcx),
+        "clsact" => Ok(TcAttach::Clsact),
+        _ => Err(format!("tc-attach: {written:?} is unknown; expected auto, tcx or clsact")),
+    }
+}
+
+/// Names as the kernel allows them (`IFNAMSIZ`, net/core/dev.c), or a beginning and a `*`.
+fn patterns(written: &[String], problems: &mut Vec<String>) -> Vec<String> {
+    for pattern in written {
+        let name = pattern.strip_suffix('*').unwrap_or(pattern);
+        let fits = name.len() < 16 && !name.contains(|c: char| c == '/' || c.is_whitespace());
+        if pattern.is_empty() || !fits || name.contains('*') {
+            problems.push(format!(
+                "interface: {pattern:?} is not an interface name; expected up to 15 characters \
+                 such as eth0, or a beginning such as veth*"
+            ));
+        }
+    }
+    written.to_vec()
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if name.is_empty() { "localhost".into() } else { name }
+}
+
+impl Config {
+    /// Whether an interface called `name` is one of those asked for by name.
+    #[must_use]
+    pub fn names_interface(&self, name: &str) -> bool {
+        self.interfaces.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(beginning) => name.starts_with(beginning),
+            None => name == pattern,
+        })
+    }
+
+    /// Binds `address`, or says who may be in the way.
+    pub(crate) fn bind(what: &str, address: SocketAddr) -> io::Result<std::net::TcpListener> {
+        let listener = std::net::TcpListener::bind(address).map_err(|e| {
+            let hint = match e.kind() {
+                io::ErrorKind::AddrInUse => {
+                    "; another program listens there (9090 is also Prometheus' and Cockpit's \
+                     port): choose another with --listen or --metrics-listen"
+                }
+                _ => "",
+            };
+            io::Error::new(e.kind(), format!("{what} on {address}: {e}{hint}"))
+        })?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors(raw: RawConfig) -> String {
+        raw.resolve().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once_and_names_its_input() {
+        let said = errors(RawConfig {
+            listen: Some("everywhere".into()),
+            ring_buffer_size: Some("1000000".into()),
+            flow_table_size: Some("0".into()),
+            tc_attach: Some("xdp".into()),
+            interfaces: vec!["a name that is far too long".into()],
+            ..RawConfig::default()
+        });
+        for input in ["\"everywhere\"", "\"1000000\"", "\"0\"", "\"xdp\"", "far too long"] {
+            assert!(said.contains(input), "{input} is missing from {said}");
+        }
+        assert_eq!(said.lines().count(), 5);
+    }
+
+    #[test]
+    fn a_ring_is_a_power_of_two_of_whole_pages_up_to_32_mib() {
+        for bad in ["", "0", "2048", "3000000", "67108864", "-1", "1MiB", "99999999999999"] {
+            assert!(ring_buffer_size(bad).is_err(), "{bad}");
+        }
+        let page = rustix::param::page_size();
+        assert_eq!(ring_buffer_size(&page.to_string()), Ok(u32::try_from(page).unwrap()));
+        assert_eq!(ring_buffer_size("33554432"), Ok(32 << 20));
+    }
+
+    #[test]
+    fn plain_text_beyond_loopback_must_be_asked_for() {
+        let raw = |insecure| RawConfig {
+            listen: Some("0.0.0.0:9090".into()),
+            insecure,
+            ..RawConfig::default()
+        };
+        assert!(errors(raw(false)).contains("--insecure"));
+        assert_eq!(raw(true).resolve().unwrap().listen, Some(([0, 0, 0, 0], 9090).into()));
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_an_unknown_key_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("orb8.yaml");
+        fs::write(&path, "node_name: from-file\nflow_table_size: \"1024\"\n").unwrap();
+        let raw = RawConfig {
+            file: Some(path.clone()),
+            node_name: Some("from-flag".into()),
+            ..RawConfig::default()
+        };
+        let config = raw.clone().resolve().unwrap();
+        assert_eq!((&*config.node_name, config.flow_table_size), ("from-flag", 1024));
+        fs::write(&path, "node_nam: typo\n").unwrap();
+        assert!(errors(raw).contains("node_nam"));
+    }
+
+    #[test]
+    fn an_interface_pattern_matches_by_name_or_by_its_beginning() {
+        let config =
+            RawConfig { interfaces: vec!["eth0".into(), "veth*".into()], ..RawConfig::default() }
+                .resolve()
+                .unwrap();
+        assert!(config.names_interface("eth0") && config.names_interface("veth12"));
+        assert!(!config.names_interface("eth01") && !config.names_interface("lo"));
+    }
+}

@@ -1,0 +1,178 @@
+//! Loads a probe's object and hands out its parts. Nothing is pinned: maps and programs live as
+//! long as the process, and so do links of the kinds that allow it.
+#![expect(unsafe_code, reason = "bpf(2) is called with raw pointers, in `map`")]
+
+mod classifier;
+pub mod map;
+
+use std::{io, os::fd::AsFd};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
+    maps::{Map, MapData, MapError, RingBuf},
+    programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions},
+};
+
+pub use classifier::{Attachment, Hook, How};
+pub use map::RawMap;
+
+/// Why a probe could not be loaded or attached.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The binary has no probes.
+    #[error(transparent)]
+    Missing(#[from] orb8_probes::Missing),
+    /// The kernel refused the object or one of its maps.
+    #[error("{}", explain(.0))]
+    Object(#[from] EbpfError),
+    /// The kernel refused a program.
+    #[error("program {name}: {}", explain_program(.error))]
+    Program {
+        /// Its name in the object.
+        name: String,
+        /// The kernel's answer.
+        error: ProgramError,
+    },
+    /// A map is not what the agent expects.
+    #[error("map {name}: {error}")]
+    Map {
+        /// Its name in the object.
+        name: String,
+        /// What is wrong with it.
+        error: MapError,
+    },
+    /// A system call on a map failed.
+    #[error("map {name}: {error}")]
+    MapIo {
+        /// Its name in the object.
+        name: String,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// The object lacks something that the agent needs: they are of different builds.
+    #[error("the probe object has no {0}: agent and probes are of different builds")]
+    Absent(String),
+}
+
+/// A loaded object.
+pub struct Object {
+    ebpf: Ebpf,
+}
+
+impl Object {
+    /// Loads `elf`; `sizes` sets the `max_entries` of maps (bytes, for a ring).
+    pub fn load(elf: &[u8], sizes: &[(&'static str, u32)]) -> Result<Self, LoadError> {
+        let mut loader = EbpfLoader::new();
+        // The verifier's whole log costs a megabyte and is asked for again only on failure.
+        loader.verifier_log_level(VerifierLogLevel::STATS);
+        for (name, entries) in sizes {
+            loader.map_max_entries(name, *entries);
+        }
+        Ok(Self { ebpf: loader.load(elf)? })
+    }
+
+    /// The map `name`, for reading and writing by system call.
+    pub fn map(&mut self, name: &str) -> Result<RawMap, LoadError> {
+        let map = self.ebpf.map(name).ok_or_else(|| LoadError::Absent(format!("map {name}")))?;
+        let data = map_data(map).ok_or_else(|| LoadError::Absent(format!("plain map {name}")))?;
+        let io = |error| LoadError::MapIo { name: name.into(), error };
+        let fd = data.fd().as_fd().try_clone_to_owned().map_err(io)?;
+        let info = data.info().map_err(|error| LoadError::Map { name: name.into(), error })?;
+        RawMap::new(
+            name,
+            fd,
+            map::Shape {
+                key_size: info.key_size() as usize,
+                value_size: info.value_size() as usize,
+                max_entries: info.max_entries(),
+            },
+        )
+        .map_err(io)
+    }
+
+    /// The ring `name`.
+    pub fn ring(&mut self, name: &str) -> Result<RingBuf<MapData>, LoadError> {
+        let map = self.ebpf.take_map(name);
+        let map = map.ok_or_else(|| LoadError::Absent(format!("ring {name}")))?;
+        RingBuf::try_from(map).map_err(|error| LoadError::Map { name: name.into(), error })
+    }
+
+    /// The classifier `name`, loaded into the kernel at the first call.
+    pub fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, LoadError> {
+        let program = self.ebpf.program_mut(name);
+        let program = program.ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+        let failed = |error| LoadError::Program { name: name.into(), error };
+        let classifier: &mut SchedClassifier = program.try_into().map_err(failed)?;
+        if classifier.fd().is_err() {
+            classifier.load().map_err(failed)?;
+        }
+        Ok(classifier)
+    }
+
+    /// Runs the classifier `name` once on an empty packet (`BPF_PROG_TEST_RUN`).
+    pub fn run(&mut self, name: &str) -> Result<(), LoadError> {
+        // The shortest packet that the kernel takes: an Ethernet header.
+        const PACKET: [u8; 14] = [0; 14];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&PACKET);
+        let run = self.classifier(name)?.test_run(options);
+        run.map(drop).map_err(|error| LoadError::Program { name: name.into(), error })
+    }
+}
+
+fn map_data(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data)
+        | Map::PerCpuArray(data)
+        | Map::HashMap(data)
+        | Map::PerCpuHashMap(data)
+        | Map::LruHashMap(data) => Some(data),
+        _ => None,
+    }
+}
+
+fn explain(error: &EbpfError) -> String {
+    format!("the probe object could not be loaded: {}{}", chain(error), hint(error))
+}
+
+fn explain_program(error: &ProgramError) -> String {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        let log = verifier_log.to_string();
+        let tail: Vec<&str> = log.lines().rev().take(5).collect();
+        let tail: Vec<&str> = tail.into_iter().rev().collect();
+        return format!("{io_error}{}; the verifier said: {}", hint(error), tail.join(" | "));
+    }
+    format!("{}{}", chain(error), hint(error))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// What a user can do about it, where that is known.
+fn hint(error: &(dyn std::error::Error + 'static)) -> &'static str {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return match io.raw_os_error() {
+                Some(libc::EPERM) => {
+                    " (needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, or root; in a container also \
+                     a seccomp profile that allows bpf(2))"
+                }
+                Some(libc::ENOSYS) => " (this kernel has no bpf(2); orb8 needs Linux 5.8 or later)",
+                _ => "",
+            };
+        }
+        cause = error.source();
+    }
+    ""
+}

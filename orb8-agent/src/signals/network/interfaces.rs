@@ -1,0 +1,172 @@
+//! The interfaces of the node: which are traced, who is behind them, what went through them.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use orb8_common::network::Counts;
+
+use crate::{
+    config::Config,
+    k8s::cgroup::CgroupIdentity,
+    netlink::links::{Link, LinkCounters},
+    probe_loader::Attachment,
+};
+
+/// How long records of a pod's veth wait for the pod to be known. After that they get the best
+/// identity there is.
+const WAIT_FOR_OWNER: Duration = Duration::from_secs(3);
+
+/// Names an interface for the life of the agent; indices are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Serial(pub(super) u32);
+
+/// Whose view an interface gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// The host side of a veth: what arrives here is what the workload behind it sends.
+    Workload,
+    /// The node's own.
+    Host,
+}
+
+/// One interface of this run.
+pub(super) struct Interface {
+    pub(super) name: Arc<str>,
+    pub(super) index: u32,
+    pub(super) side: Side,
+    pub(super) nsid: Option<i32>,
+    /// Dropping them detaches.
+    attachments: Option<[Attachment; 2]>,
+    pub(super) attached: &'static str,
+    /// A clsact qdisc that was made for it is removed with it.
+    pub(super) qdisc_is_ours: bool,
+    pub(super) attached_unix_ns: i64,
+    pub(super) seen_at: Instant,
+    pub(super) owner: Option<CgroupIdentity>,
+    /// Since the attachment: at ingress, at egress.
+    pub(super) totals: [Counts; 2],
+    pub(super) overflow_taken: [Counts; 2],
+    pub(super) kernel_at_attach: LinkCounters,
+    pub(super) gone: Option<Instant>,
+}
+
+impl Interface {
+    pub(super) fn new(link: &Link, side: Side, now: Instant) -> Self {
+        Self {
+            name: link.name.as_str().into(),
+            index: link.index,
+            side,
+            nsid: link.peer_nsid,
+            attachments: None,
+            attached: "",
+            qdisc_is_ours: false,
+            attached_unix_ns: 0,
+            seen_at: now,
+            owner: None,
+            totals: [Counts::default(); 2],
+            overflow_taken: [Counts::default(); 2],
+            kernel_at_attach: link.counters,
+            gone: None,
+        }
+    }
+
+    pub(super) fn hold(&mut self, attachments: [Attachment; 2]) {
+        self.attached = attachments[0].how.as_str();
+        self.qdisc_is_ours = attachments.iter().any(Attachment::made_the_qdisc);
+        self.attachments = Some(attachments);
+    }
+
+    pub(super) fn detach(&mut self) {
+        self.attachments = None;
+    }
+
+    pub(super) const fn is_attached(&self) -> bool {
+        self.attachments.is_some()
+    }
+
+    /// Whether records may be given to an owner now.
+    pub(super) fn is_settled(&self, now: Instant) -> bool {
+        self.side == Side::Host
+            || self.owner.is_some()
+            || self.gone.is_some()
+            || now.saturating_duration_since(self.seen_at) > WAIT_FOR_OWNER
+    }
+
+    /// Whether it is worth looking for who is behind it.
+    pub(super) fn wants_owner(&self) -> bool {
+        self.side == Side::Workload && self.owner.is_none() && self.gone.is_none()
+    }
+}
+
+/// Every interface that was traced, those that are gone included while somebody may ask.
+#[derive(Default)]
+pub(super) struct Interfaces {
+    all: HashMap<Serial, Interface>,
+    by_index: HashMap<u32, Serial>,
+    next: u32,
+    /// Why an interface that should be traced is not.
+    pub(super) refused: HashMap<u32, (String, String)>,
+}
+
+impl Interfaces {
+    pub(super) fn add(&mut self, interface: Interface) -> Serial {
+        self.next += 1;
+        let serial = Serial(self.next);
+        self.by_index.insert(interface.index, serial);
+        self.all.insert(serial, interface);
+        serial
+    }
+
+    pub(super) fn serial(&self, index: u32) -> Option<Serial> {
+        self.by_index.get(&index).copied()
+    }
+
+    pub(super) fn get(&self, serial: Serial) -> Option<&Interface> {
+        self.all.get(&serial)
+    }
+
+    pub(super) fn get_mut(&mut self, serial: Serial) -> Option<&mut Interface> {
+        self.all.get_mut(&serial)
+    }
+
+    pub(super) fn attached(&self) -> impl Iterator<Item = (Serial, &Interface)> {
+        self.all.iter().filter(|(_, i)| i.is_attached()).map(|(serial, i)| (*serial, i))
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = (Serial, &Interface)> {
+        self.all.iter().map(|(serial, i)| (*serial, i))
+    }
+
+    /// The index is free for another interface from here on.
+    pub(super) fn gone(&mut self, serial: Serial, now: Instant) {
+        if let Some(interface) = self.all.get_mut(&serial) {
+            interface.detach();
+            interface.gone = Some(now);
+            self.by_index.remove(&interface.index);
+        }
+    }
+
+    /// Forgets interfaces that went away before the window began.
+    pub(super) fn forget(&mut self, now: Instant, window: Duration) {
+        self.all.retain(|_, i| i.gone.is_none_or(|at| now.saturating_duration_since(at) < window));
+    }
+}
+
+/// The interfaces that should be traced, of those that are there.
+///
+/// Named ones if any are named; else every pod's veth; else the default route's interface. Both of
+/// the last two together would count a packet that leaves the node twice.
+pub(super) fn wanted(config: &Config, links: &[Link], default_route: &[u32]) -> Vec<(Link, Side)> {
+    let side = |link: &Link| if link.host_side_of_pod() { Side::Workload } else { Side::Host };
+    let choose = |wants: &dyn Fn(&Link) -> bool| -> Vec<(Link, Side)> {
+        links.iter().filter(|l| wants(l)).map(|l| (l.clone(), side(l))).collect()
+    };
+    if !config.interfaces.is_empty() {
+        return choose(&|link| config.names_interface(&link.name));
+    }
+    let pods = choose(&Link::host_side_of_pod);
+    if pods.is_empty() { choose(&|link| default_route.contains(&link.index)) } else { pods }
+}

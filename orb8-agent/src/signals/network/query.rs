@@ -1,0 +1,334 @@
+//! Answers from the tables: flows, pods, state. Nothing here changes anything.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, HashMap},
+};
+
+use orb8_common::network::Counts;
+use orb8_proto::{
+    Coverage, FlowQuery, FlowResponse, FlowSort, FlowState, InterfaceStatus, NetworkFlow, PodQuery,
+    PodResponse, PodSort, PodTraffic,
+};
+use tonic::Status;
+
+use super::{Filter, Snapshot, pods::Account, record, task::Task};
+use crate::{
+    aggregator::{SliceNumber, oldest_kept, slice_of, slice_start_ns},
+    netlink::links::Link,
+};
+
+/// Rows of an answer where the query does not say.
+const DEFAULT_LIMIT: usize = 10_000;
+/// Candidates that an error lists.
+const CANDIDATES: usize = 12;
+
+/// The slices that a query is about.
+struct Range {
+    from: SliceNumber,
+    to: SliceNumber,
+}
+
+impl Range {
+    fn new(task: &Task, start_ns: Option<i64>, end_ns: Option<i64>) -> Result<Self, Status> {
+        if let (Some(start), Some(end)) = (start_ns, end_ns)
+            && start > end
+        {
+            return Err(Status::invalid_argument(format!(
+                "start_time_ns {start} is after end_time_ns {end}"
+            )));
+        }
+        let now = slice_of(task.clock.now_ns());
+        let slice = |unix_ns| slice_of(task.clock.boot_ns_of(unix_ns));
+        let first = oldest_kept(now).max(slice_of(task.started_ns));
+        let from = start_ns.map_or(first, |start| slice(start).max(first));
+        Ok(Self { from, to: end_ns.map_or(now, |end| slice(end).min(now)) })
+    }
+
+    fn coverage(&self, task: &Task, rows: usize) -> Coverage {
+        let start = slice_start_ns(self.from).max(task.started_ns);
+        let end = slice_start_ns(self.to.saturating_add(1)).min(task.clock.now_ns());
+        Coverage {
+            start_time_ns: task.clock.unix_ns(start),
+            end_time_ns: task.clock.unix_ns(end),
+            rows_matched: rows as u64,
+            losses: task.context.ledger.losses(),
+            empty_reason: if rows == 0 { empty_reason(task) } else { String::new() },
+            node: task.context.config.node_name.clone(),
+        }
+    }
+}
+
+fn empty_reason(task: &Task) -> String {
+    let attached = task.interfaces.attached().count();
+    if attached == 0 {
+        return "no interface is traced on this node; `orb8 status` says why".into();
+    }
+    let flows = task.table.len();
+    if flows == 0 {
+        return format!("{attached} interfaces are traced and no packet passed them");
+    }
+    format!("{flows} flows on {attached} interfaces, and none of them matches in that time")
+}
+
+impl Filter {
+    fn wants(&self, namespace: &str, pod: &str) -> bool {
+        (self.namespace.is_empty() || self.namespace == namespace)
+            && pod.starts_with(&self.pod_prefix)
+    }
+
+    fn names_nobody(&self) -> bool {
+        self.namespace.is_empty() && self.pod_prefix.is_empty()
+    }
+}
+
+/// An unknown namespace, pod or interface is an error that lists the candidates: an empty table
+/// would look like silence.
+pub(super) fn check(task: &Task, filter: &Filter) -> Result<(), Status> {
+    let node = &task.context.config.node_name;
+    if !filter.interface.is_empty() {
+        let names: BTreeSet<String> =
+            task.interfaces.all().map(|(_, i)| i.name.to_string()).collect();
+        if !names.contains(&filter.interface) {
+            return Err(unknown("interface", &filter.interface, node, &names));
+        }
+    }
+    if filter.names_nobody() {
+        return Ok(());
+    }
+    let mut known: BTreeSet<(String, String)> = BTreeSet::new();
+    for pod in task.context.pods.pods() {
+        known.insert((pod.namespace.to_string(), pod.name.to_string()));
+    }
+    for identity in task.accounts.iter().filter_map(|account| account.identity.as_ref()) {
+        known.insert((identity.namespace.to_string(), identity.pod_name.to_string()));
+    }
+    let namespaces: BTreeSet<String> = known.iter().map(|(ns, _)| ns.clone()).collect();
+    if !filter.namespace.is_empty() && !namespaces.contains(&filter.namespace) {
+        return Err(unknown("namespace", &filter.namespace, node, &namespaces));
+    }
+    if known.iter().any(|(namespace, pod)| filter.wants(namespace, pod)) {
+        return Ok(());
+    }
+    let in_namespace = known
+        .into_iter()
+        .filter(|(ns, _)| filter.namespace.is_empty() || *ns == filter.namespace)
+        .map(|(ns, pod)| if ns.is_empty() { pod } else { format!("{ns}/{pod}") });
+    Err(unknown("pod", &filter.pod_prefix, node, &in_namespace.collect()))
+}
+
+fn unknown(what: &str, name: &str, node: &str, candidates: &BTreeSet<String>) -> Status {
+    let named: Vec<&str> =
+        candidates.iter().map(String::as_str).filter(|c| !c.is_empty()).collect();
+    let shown = named.iter().take(CANDIDATES).copied().collect::<Vec<_>>().join(", ");
+    let list = match named.len() {
+        0 => "none is known".to_owned(),
+        n if n > CANDIDATES => format!("known: {shown} and {} more", n - CANDIDATES),
+        _ => format!("known: {shown}"),
+    };
+    Status::not_found(format!("no {what} {name:?} on node {node}; {list}"))
+}
+
+fn limit(asked: u32) -> usize {
+    if asked == 0 { DEFAULT_LIMIT } else { asked as usize }
+}
+
+/// Flows with packets in the window.
+pub(super) fn flows(task: &Task, query: &FlowQuery) -> Result<FlowResponse, Status> {
+    let filter = Filter {
+        namespace: query.namespace.clone(),
+        pod_prefix: query.pod_name.clone(),
+        interface: query.interface.clone(),
+    };
+    check(task, &filter)?;
+    let range = Range::new(task, query.start_time_ns, query.end_time_ns)?;
+    let mut rows = Vec::new();
+    for (key, flow) in task.table.iter() {
+        let Some(interface) = task.interfaces.get(key.serial()) else { continue };
+        if !filter.interface.is_empty() && filter.interface != *interface.name {
+            continue;
+        }
+        let identity = flow.attribution.identity.as_deref();
+        let (namespace, pod) = identity.map_or(("", ""), |i| (&*i.namespace, &*i.pod_name));
+        if !filter.wants(namespace, pod) {
+            continue;
+        }
+        if let Some(sum) = flow.window.sum(range.from, range.to) {
+            rows.push((key, flow, interface, sum));
+        }
+    }
+    let matched = rows.len();
+    // Sorted before they are built: most queries want a few of many.
+    match query.sort_by() {
+        FlowSort::Packets => rows.sort_by_key(|(_, _, _, sum)| Reverse(sum.packets)),
+        FlowSort::Time => rows.sort_by_key(|(_, flow, ..)| Reverse(flow.last_ns)),
+        FlowSort::Unspecified | FlowSort::Bytes => {
+            rows.sort_by_key(|(_, _, _, sum)| Reverse(sum.bytes));
+        }
+    }
+    rows.truncate(limit(query.limit));
+    let build = |(key, flow, interface, sum): (_, _, _, super::table::SliceCounts)| {
+        let flow: &super::table::Flow = flow;
+        let key: &super::table::FlowKey = key;
+        let mut row: NetworkFlow =
+            record::frame(&task.context.config.node_name, key.id(), flow, interface);
+        let counts = Counts {
+            packets: sum.packets.into(),
+            bytes: sum.bytes,
+            extra_segments: sum.extra_segments.into(),
+        };
+        record::set_counts(&mut row, &counts);
+        row.timestamp_ns = task.clock.unix_ns(flow.last_ns);
+        row.first_seen_ns = task.clock.unix_ns(flow.first_ns);
+        row.state = flow.end.map_or(FlowState::Active, |_| FlowState::Ended).into();
+        row.end_reason = flow.end.map_or("", super::table::End::as_str).into();
+        row
+    };
+    let flows = rows.into_iter().map(build).collect();
+    Ok(FlowResponse { flows, coverage: Some(range.coverage(task, matched)) })
+}
+
+/// Totals per owner in the window.
+pub(super) fn pods(task: &Task, query: &PodQuery) -> Result<PodResponse, Status> {
+    let filter = Filter {
+        namespace: query.namespace.clone(),
+        pod_prefix: query.pod_name.clone(),
+        interface: String::new(),
+    };
+    check(task, &filter)?;
+    let range = Range::new(task, query.start_time_ns, query.end_time_ns)?;
+    let flows = flows_per_pod(task, &range);
+    let mut rows: Vec<PodTraffic> = Vec::new();
+    for account in task.accounts.iter() {
+        let identity = account.identity.as_deref();
+        let (namespace, pod) = identity.map_or(("", ""), |i| (&*i.namespace, &*i.pod_name));
+        if !filter.wants(namespace, pod) {
+            continue;
+        }
+        if let Some(row) = pod_row(task, account, &range, &flows) {
+            rows.push(row);
+        }
+    }
+    let matched = rows.len();
+    rows.sort_by(|a, b| (&a.namespace, &a.pod_name).cmp(&(&b.namespace, &b.pod_name)));
+    match query.sort_by() {
+        PodSort::Name => {}
+        PodSort::Packets => rows.sort_by_key(|r| Reverse(r.ingress_packets + r.egress_packets)),
+        PodSort::Flows => rows.sort_by_key(|r| Reverse(r.flows)),
+        PodSort::Unspecified | PodSort::Bytes => {
+            rows.sort_by_key(|r| Reverse(r.ingress_bytes + r.egress_bytes));
+        }
+    }
+    rows.truncate(limit(query.limit));
+    Ok(PodResponse { pods: rows, coverage: Some(range.coverage(task, matched)) })
+}
+
+/// Whose flows: the pod's UID, or the attribution's kind where there is no pod.
+type Who = (String, i32);
+
+fn flows_per_pod(task: &Task, range: &Range) -> HashMap<Who, u64> {
+    let mut flows = HashMap::new();
+    for (_, flow) in task.table.iter() {
+        if flow.window.sum(range.from, range.to).is_none() {
+            continue;
+        }
+        let kind = orb8_proto::AttributedBy::from(flow.attribution.by).into();
+        let who = match flow.attribution.identity.as_deref() {
+            Some(identity) => (identity.pod_uid.to_string(), 0),
+            None => (String::new(), kind),
+        };
+        *flows.entry(who).or_insert(0) += 1;
+    }
+    flows
+}
+
+fn pod_row(
+    task: &Task,
+    account: &Account,
+    range: &Range,
+    flows: &HashMap<Who, u64>,
+) -> Option<PodTraffic> {
+    let sum = account.window.sum(range.from, range.to)?;
+    let by = orb8_proto::AttributedBy::from(account.by).into();
+    let identity = account.identity.as_deref();
+    let who = identity.map_or((String::new(), by), |i| (i.pod_uid.to_string(), 0));
+    Some(PodTraffic {
+        namespace: identity.map_or_else(String::new, |i| i.namespace.to_string()),
+        pod_name: identity.map_or_else(String::new, |i| i.pod_name.to_string()),
+        ingress_bytes: sum.ingress.bytes,
+        egress_bytes: sum.egress.bytes,
+        ingress_packets: sum.ingress.packets,
+        egress_packets: sum.egress.packets,
+        flows: flows.get(&who).copied().unwrap_or(0),
+        timestamp_ns: task.clock.unix_ns(account.last_ns),
+        attributed_by: by,
+        pod_uid: identity.map_or_else(String::new, |i| i.pod_uid.to_string()),
+        node: task.context.config.node_name.clone(),
+        interfaces: account.interfaces.iter().map(ToString::to_string).collect(),
+        qos_class: identity.and_then(|i| i.qos).map_or("", |q| q.as_str()).into(),
+        overflow_packets: sum.overflow_packets,
+    })
+}
+
+/// State for status and metrics; `links` are the interfaces now, with the kernel's counters.
+pub(super) fn snapshot(task: &mut Task, links: &[Link]) -> Snapshot {
+    let ring = (task.ring_pending, u64::from(task.context.config.ring_buffer_size));
+    let (maps, map_bytes) = task.probe.fill(ring).unwrap_or_default();
+    Snapshot {
+        interfaces: interfaces(task, links),
+        maps,
+        map_bytes,
+        pods: task.accounts.totals(),
+        ring,
+        events_seen: task.kernel.events_seen,
+        events_delivered: task.events.delivered(),
+        flows: task.table.len() as u64,
+    }
+}
+
+fn interfaces(task: &Task, links: &[Link]) -> Vec<InterfaceStatus> {
+    let uids: HashMap<String, (String, String)> = task
+        .context
+        .pods
+        .pods()
+        .iter()
+        .map(|p| (p.uid.to_string(), (p.namespace.to_string(), p.name.to_string())))
+        .collect();
+    let mut all: Vec<InterfaceStatus> = Vec::new();
+    for (_, interface) in task.interfaces.attached() {
+        let Some(link) = links.iter().find(|link| link.index == interface.index) else { continue };
+        let uid = interface.owner.and_then(|owner| owner.pod_uid).map(|uid| uid.to_string());
+        let bare = uid.clone().unwrap_or_default();
+        let named = uid.and_then(|uid| uids.get(&uid).cloned());
+        let (namespace, pod_name) = named.unwrap_or((String::new(), bare));
+        let (then, now) = (interface.kernel_at_attach, link.counters);
+        let [ingress, egress] = interface.totals;
+        all.push(InterfaceStatus {
+            name: interface.name.to_string(),
+            ifindex: interface.index,
+            namespace,
+            pod_name,
+            attached: interface.attached.into(),
+            reason: String::new(),
+            attached_ns: interface.attached_unix_ns,
+            ingress_bytes: ingress.bytes,
+            ingress_packets: ingress.packets,
+            egress_bytes: egress.bytes,
+            egress_packets: egress.packets,
+            kernel_ingress_bytes: now.rx_bytes.saturating_sub(then.rx_bytes),
+            kernel_ingress_packets: now.rx_packets.saturating_sub(then.rx_packets),
+            kernel_egress_bytes: now.tx_bytes.saturating_sub(then.tx_bytes),
+            kernel_egress_packets: now.tx_packets.saturating_sub(then.tx_packets),
+        });
+    }
+    for (index, (name, why)) in &task.interfaces.refused {
+        all.push(InterfaceStatus {
+            name: name.clone(),
+            ifindex: *index,
+            reason: why.clone(),
+            ..InterfaceStatus::default()
+        });
+    }
+    all.sort_by_key(|interface| interface.ifindex);
+    all
+}
