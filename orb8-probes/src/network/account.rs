@@ -165,12 +165,10 @@ const fn reasons_of(tcp_flags: u8) -> u8 {
 /// Moves what waits in the slot to its flow.
 #[inline(always)]
 fn settle<K: Family>(last: &mut K::Last, now: u64) {
-    let entry = K::table().get_ptr_mut(last.key());
     let waiting = *last.pending();
-    match entry {
-        Some(entry) => flows::add(entry, &waiting, now, 0),
-        // Only if somebody else emptied the table: see SLOT_LIFE_JIFFIES.
-        None => flows::overflow(last.key(), &waiting),
+    // No entry: the interface is gone, and the agent took what waited when it removed the flow.
+    if let Some(entry) = K::table().get_ptr_mut(last.key()) {
+        flows::add(entry, &waiting, now, 0);
     }
 }
 
