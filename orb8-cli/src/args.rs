@@ -1,0 +1,311 @@
+//! The command line, as typed. What the arguments mean together is decided where they are used.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{NonEmptyStringValueParser, RangedU64ValueParser},
+};
+use clap_complete::Shell;
+
+use crate::{
+    output::{Color, Format},
+    target::{Mode, ServerAddress},
+};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   complete: every record that was asked for is in the output
+  1   failed
+  3   partial: a node did not answer to the end, or records were lost
+  64  wrong usage
+
+Records go to standard output, everything else to standard error.
+RUST_LOG sets what is logged, e.g. RUST_LOG=orb8_agent=debug.";
+
+const TRACE_EXAMPLES: &str = "\
+Examples:
+  orb8 trace network -n prod --pod web --duration 10s
+  orb8 trace network --interface 'veth*' -o jsonl | jq .bytes
+  orb8 --server node-1:9090 trace network --fields pod_name,bytes,state
+
+A record is written when a flow starts, every second while it moves, and when it ends. Its counters
+are what came since the flow's last record: their sum over all records is the total.
+Times in tables are UTC.";
+
+const QUERY_EXAMPLES: &str = "\
+Examples:
+  orb8 query pods --duration 10s
+  orb8 --server node-1:9090 query flows -n prod --since 1m --sort-by packets --limit 20";
+
+/// eBPF observability for Kubernetes: network flows, named by pod, with every byte accounted for
+#[derive(Debug, Parser)]
+#[command(name = "orb8", version, after_long_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Whom to ask [default: cluster if there is a server address, else standalone]
+    #[arg(long, global = true, value_enum)]
+    pub mode: Option<Mode>,
+    /// Address of a running agent [env: ORB8_SERVER]
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub server: Option<ServerAddress>,
+    /// Write nothing but errors to standard error
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// When to colour
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub color: Color,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Follow what happens, record by record
+    #[command(subcommand)]
+    Trace(Trace),
+    /// Totals of a window of time
+    #[command(subcommand)]
+    Query(Query),
+    /// What an agent is, what works, what it lost and what it costs
+    ///
+    /// In standalone mode an agent is started, asked and stopped, which shows what would work here.
+    Status(StatusArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell that is to read it
+        shell: Shell,
+    },
+    /// Print the manual page, or write one per command
+    Man {
+        /// Write all pages into this directory
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Trace {
+    /// Network flows
+    #[command(after_help = TRACE_EXAMPLES)]
+    Network(TraceNetworkArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Query {
+    /// Network flows, one row per flow
+    #[command(after_help = QUERY_EXAMPLES)]
+    Flows(QueryFlowsArgs),
+    /// Network totals, one row per pod
+    #[command(after_help = QUERY_EXAMPLES)]
+    Pods(QueryPodsArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceNetworkArgs {
+    #[command(flatten)]
+    pub filter: FilterArgs,
+    /// End after this time [default: at Ctrl-C]
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Time")]
+    pub duration: Option<Duration>,
+    #[command(flatten)]
+    pub records: RecordArgs,
+    #[command(flatten)]
+    pub agent: AgentArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QueryFlowsArgs {
+    #[command(flatten)]
+    pub window: WindowArgs,
+    /// What the largest comes first by
+    #[arg(long, value_enum, default_value_t, value_name = "BY", help_heading = "Output")]
+    pub sort_by: FlowOrder,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QueryPodsArgs {
+    #[command(flatten)]
+    pub window: WindowArgs,
+    /// What the largest comes first by; names go from A to Z
+    #[arg(long, value_enum, default_value_t, value_name = "BY", help_heading = "Output")]
+    pub sort_by: PodOrder,
+}
+
+/// What both queries take.
+#[derive(Debug, Args)]
+pub(crate) struct WindowArgs {
+    #[command(flatten)]
+    pub filter: FilterArgs,
+    /// With a server: the window reaches back this far [default: all that the agent keeps]
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Time")]
+    pub since: Option<Duration>,
+    /// In standalone mode: watch for this time, then answer [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Time")]
+    pub duration: Option<Duration>,
+    /// Rows at most [default: the agent's own limit]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = RangedU64ValueParser::<u32>::new().range(1..),
+        help_heading = "Output"
+    )]
+    pub limit: Option<u32>,
+    #[command(flatten)]
+    pub records: RecordArgs,
+    #[command(flatten)]
+    pub agent: AgentArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// How to write it
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+    #[command(flatten)]
+    pub agent: AgentArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Filters")]
+pub(crate) struct FilterArgs {
+    /// Only this namespace
+    #[arg(short, long, value_name = "NS", value_parser = NonEmptyStringValueParser::new())]
+    pub namespace: Option<String>,
+    /// All namespaces, which is the default
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+    /// Only pods whose name starts like this
+    #[arg(long, value_name = "PREFIX", value_parser = NonEmptyStringValueParser::new())]
+    pub pod: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct RecordArgs {
+    /// How to write records
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+    /// Only these fields, in this order; a wrong name lists all
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',')]
+    pub fields: Vec<String>,
+    /// No line of headers above a table
+    #[arg(long)]
+    pub no_headers: bool,
+}
+
+/// How the agent of standalone mode is set up.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Standalone mode")]
+pub(crate) struct AgentArgs {
+    /// Interface to attach to, may be repeated and end with * [default: every veth]. With a server:
+    /// the one interface whose records to show
+    #[arg(long, value_name = "IF", value_parser = NonEmptyStringValueParser::new())]
+    pub interface: Vec<String>,
+    /// Pods by name, as `kubectl get pods -A -o json` prints them
+    #[arg(long, value_name = "FILE")]
+    pub pods: Option<PathBuf>,
+    /// Size of the kernel's event buffer, a power of two [env: ORB8_RING_BUFFER_SIZE]
+    #[arg(long, value_name = "BYTES")]
+    pub ring_buffer_size: Option<String>,
+    /// Flows that the kernel keeps apart at a time [env: ORB8_FLOW_TABLE_SIZE]
+    #[arg(long, value_name = "N")]
+    pub flow_table_size: Option<String>,
+    /// How to attach to interfaces [default: auto]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub tc_attach: Option<TcAttach>,
+}
+
+impl AgentArgs {
+    /// The first of the options given that means nothing to an agent that runs already.
+    pub(crate) fn standalone_only(&self) -> Option<&'static str> {
+        [
+            ("--pods", self.pods.is_some()),
+            ("--ring-buffer-size", self.ring_buffer_size.is_some()),
+            ("--flow-table-size", self.flow_table_size.is_some()),
+            ("--tc-attach", self.tc_attach.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(name, given)| given.then_some(name))
+    }
+}
+
+/// `--tc-attach`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TcAttach {
+    /// TCX where the kernel has it, else clsact
+    Auto,
+    /// TCX links only
+    Tcx,
+    /// A clsact qdisc only
+    Clsact,
+}
+
+/// `--sort-by` of flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FlowOrder {
+    #[default]
+    Bytes,
+    Packets,
+    Time,
+}
+
+/// `--sort-by` of pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PodOrder {
+    #[default]
+    Bytes,
+    Packets,
+    Flows,
+    Name,
+}
+
+/// A time that is longer than nothing and that an agent accepts.
+fn duration(text: &str) -> Result<Duration, String> {
+    // The longest that an agent accepts.
+    const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+    let wrong = "expected a time like 10s, 2m or 1h30m";
+    let time = humantime::parse_duration(text).map_err(|error| format!("{wrong}: {error}"))?;
+    if time.is_zero() {
+        Err(format!("{wrong}, longer than zero"))
+    } else if time > LONGEST {
+        Err(format!("{wrong}, at most seven days"))
+    } else {
+        Ok(time)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_positive_and_bounded() {
+        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
+        for wrong in ["", "10", "0s", "-1s", "ten", "8d", "900y", "99999999999999999999s"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn global_options_are_taken_before_and_after_the_command() {
+        for line in ["orb8 --server a:1 trace network", "orb8 trace network --server a:1"] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.global.server.unwrap().to_string(), "a:1");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! `orb8 status`: what an agent is, what works, what it lost and what it costs.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use orb8_proto::{StatusRequest, StatusResponse};
+
+use super::no_interface_filter;
+use crate::{
+    args::{Cli, StatusArgs},
+    client::{Session, answer},
+    exit::{Exit, Failure},
+    notes::Notes,
+    output::{
+        Format, Look, Printer,
+        columns::{Column, select},
+        document, escape, node,
+        value::{Value, human_bytes},
+    },
+    standalone::Purpose,
+    summary::Summary,
+};
+
+pub(super) async fn run(cli: &Cli, args: &StatusArgs, notes: &Notes) -> Result<Exit, Failure> {
+    let target = Session::target(cli, &args.agent)?;
+    no_interface_filter(&target, &args.agent.interface, "status")?;
+    let session = Session::open(&target, &args.agent, Purpose::Preflight, notes).await?;
+    let mut client = session.client.clone();
+    let call = async { Ok(client.get_agent_status(StatusRequest {}).await?.into_inner()) };
+    let result = answer(&session.peer, call).await;
+    session.close(notes).await;
+    let status = result?;
+    let mut out = io::stdout().lock();
+    if args.output.is_table() {
+        let color = cli.global.color.on(io::stdout().is_terminal());
+        write_for_people(&status, args.output, color, &mut out).map_err(Failure::output)?;
+    } else {
+        document::write(&as_value(&status), args.output, &mut out).map_err(Failure::output)?;
+    }
+    let summary = Summary { asked: 1, answered: 1, received: 1, lost: 0 };
+    notes.info(&summary.to_string());
+    Ok(Exit::Complete)
+}
+
+fn write_for_people(
+    status: &StatusResponse,
+    format: Format,
+    color: bool,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let look = Look { format, headers: true, color };
+    let uptime = Duration::from_secs(uptime(status).as_secs());
+    for (label, text) in [
+        ("Node", escape::for_terminal(&status.node).into_owned()),
+        ("Version", escape::for_terminal(&status.version).into_owned()),
+        ("Kernel", escape::for_terminal(&status.kernel_release).into_owned()),
+        ("Uptime", humantime::format_duration(uptime).to_string()),
+    ] {
+        writeln!(out, "{:<9} {text}", format!("{label}:"))?;
+    }
+    if let Some(usage) = &status.usage {
+        writeln!(
+            out,
+            "Usage:    {:.2} s of CPU, {} resident, {} in kernel maps, {} open files",
+            usage.cpu_seconds,
+            human_bytes(usage.resident_bytes),
+            human_bytes(usage.kernel_map_bytes),
+            usage.open_fds
+        )?;
+    }
+    section(node::SIGNALS, &status.signals, "no signals", look, out)?;
+    section(node::INTERFACES, &status.interfaces, "no interfaces", look, out)?;
+    section(node::MAPS, &status.maps, "no kernel maps", look, out)?;
+    section(node::LOSSES, &status.losses, "nothing lost", look, out)?;
+    out.flush()
+}
+
+fn section<T>(
+    columns: &'static [Column<T>],
+    rows: &[T],
+    empty: &str,
+    look: Look,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    writeln!(out)?;
+    if rows.is_empty() {
+        return writeln!(out, "{empty}");
+    }
+    let columns = select(columns, &[], look.format).map_err(io::Error::other)?;
+    Printer::new(columns, look, out).all(rows)
+}
+
+/// The whole answer for the data formats, with the protocol's names.
+fn as_value(status: &StatusResponse) -> Value<'_> {
+    let usage = status.usage.as_ref().map_or(Value::Absent, |usage| {
+        Value::Map(vec![
+            ("cpu_seconds", Value::Real(usage.cpu_seconds)),
+            ("resident_bytes", Value::Bytes(usage.resident_bytes)),
+            ("open_fds", Value::Number(usage.open_fds)),
+            ("kernel_map_bytes", Value::Bytes(usage.kernel_map_bytes)),
+        ])
+    });
+    Value::Map(vec![
+        ("node", Value::text(&status.node)),
+        ("version", Value::text(&status.version)),
+        ("kernel_release", Value::text(&status.kernel_release)),
+        ("started_ns", Value::TimeNs(status.started_ns)),
+        ("uptime_seconds", Value::Number(uptime(status).as_secs())),
+        ("signals", rows(node::SIGNALS, &status.signals)),
+        ("interfaces", rows(node::INTERFACES, &status.interfaces)),
+        ("maps", rows(node::MAPS, &status.maps)),
+        ("losses", rows(node::LOSSES, &status.losses)),
+        ("usage", usage),
+    ])
+}
+
+fn rows<'a, T>(columns: &'static [Column<T>], rows: &'a [T]) -> Value<'a> {
+    let columns = select(columns, &[], Format::Json).unwrap_or_default();
+    let map =
+        |row| Value::Map(columns.iter().map(|column| (column.name, (column.get)(row))).collect());
+    Value::List(rows.iter().map(map).collect())
+}
+
+fn uptime(status: &StatusResponse) -> Duration {
+    let started = Duration::from_nanos(u64::try_from(status.started_ns).unwrap_or(0));
+    SystemTime::now().duration_since(UNIX_EPOCH + started).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use orb8_proto::{InterfaceStatus, Loss, SignalState, SignalStatus, Usage};
+
+    use super::*;
+
+    fn status() -> StatusResponse {
+        StatusResponse {
+            node: "node-1".into(),
+            version: "0.1.0".into(),
+            started_ns: 1_700_000_000_000_000_000,
+            kernel_release: "6.18.0\u{1b}[2J".into(),
+            signals: vec![SignalStatus {
+                name: "network".into(),
+                state: SignalState::Degraded.into(),
+                reason: "no ring".into(),
+            }],
+            losses: vec![Loss {
+                signal: "network".into(),
+                stage: "kernel".into(),
+                reason: "ring_full".into(),
+                records: 12,
+                packets: 0,
+            }],
+            interfaces: vec![InterfaceStatus {
+                name: "veth1".into(),
+                attached: "tcx".into(),
+                ingress_bytes: 1000,
+                kernel_ingress_bytes: 1007,
+                ..InterfaceStatus::default()
+            }],
+            usage: Some(Usage { cpu_seconds: 1.5, resident_bytes: 40 << 20, ..Usage::default() }),
+            maps: vec![],
+        }
+    }
+
+    fn for_people(format: Format) -> String {
+        let mut out = Vec::new();
+        write_for_people(&status(), format, false, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn people_see_states_with_reasons_and_the_gap_to_the_kernel() {
+        let text = for_people(Format::Table);
+        for part in ["node-1", "degraded   no ring", "40.0 MiB resident", "-7", "ring_full   12"] {
+            assert!(text.contains(part), "{part:?} in\n{text}");
+        }
+        assert!(text.contains("no kernel maps"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+        assert!(for_people(Format::Wide).contains("KERNEL-EGRESS-PACKETS"));
+    }
+
+    #[test]
+    fn the_data_formats_hold_the_whole_answer() {
+        let write = |format| {
+            let mut out = Vec::new();
+            document::write(&as_value(&status()), format, &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let json: serde_json::Value = serde_json::from_str(&write(Format::Json)).unwrap();
+        let yaml: serde_json::Value = serde_saphyr::from_str(&write(Format::Yaml)).unwrap();
+        assert_eq!(json["signals"][0]["state"], "degraded");
+        assert_eq!(json["interfaces"][0]["difference_bytes"], -7);
+        assert_eq!(json["usage"]["cpu_seconds"], 1.5);
+        assert_eq!(json["maps"], serde_json::json!([]));
+        assert_eq!(json["losses"], yaml["losses"]);
+    }
+}

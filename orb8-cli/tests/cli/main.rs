@@ -1,0 +1,8 @@
+//! The built binary, run as a user runs it: its output, its exit codes, its last words.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic, and so may what it is made of")]
+
+mod fake_agent;
+mod query;
+mod trace;
+mod usage;
