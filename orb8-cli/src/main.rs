@@ -68,7 +68,8 @@ fn run(cli: &Cli, notes: &Notes) -> Result<Exit, Failure> {
 
 /// `RUST_LOG` decides what is logged; without it warnings, or only errors with `--quiet`.
 fn log_to_stderr(cli: &Cli) {
-    let default = if cli.global.quiet { "error" } else { "warn" };
+    // A change of a signal's state is told as a note already.
+    let default = if cli.global.quiet { "error" } else { "warn,orb8_agent::status=off" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
