@@ -23,6 +23,7 @@ fn bulk_is_counted_exactly(ipv6: bool) -> Result<()> {
     let traced = Traced::start(&node, |_| {})?;
     let before = traced.quiet_counters(client.veth())?;
     assert_exact(&before)?;
+    assert!(!before.approximate, "{before:?}");
     let trace = traced.trace(StreamRequest::default())?;
 
     let to = address(&server, ipv6, 7003);

@@ -291,6 +291,9 @@ pub struct InterfaceStatus {
     pub kernel_egress_bytes: u64,
     #[prost(uint64, tag = "15")]
     pub kernel_egress_packets: u64,
+    /// It was busy while it was attached: the two may differ by packets of that moment.
+    #[prost(bool, tag = "16")]
+    pub approximate: bool,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct Usage {

@@ -19,6 +19,9 @@ use crate::{
 /// identity there is.
 const WAIT_FOR_OWNER: Duration = Duration::from_secs(3);
 
+/// A veth without a pod is looked at again this often at least: a process may have moved in.
+const LONGEST_BETWEEN_LOOKS: Duration = Duration::from_secs(60);
+
 /// Names an interface for the life of the agent; indices are used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Serial(pub(super) u32);
@@ -46,10 +49,14 @@ pub(super) struct Interface {
     pub(super) attached_unix_ns: i64,
     pub(super) seen_at: Instant,
     pub(super) owner: Option<CgroupIdentity>,
+    look_again_at: Instant,
     /// Since the attachment: at ingress, at egress.
     pub(super) totals: [Counts; 2],
     pub(super) overflow_taken: [Counts; 2],
+    /// The kernel's counters from which ours count.
     pub(super) kernel_at_attach: LinkCounters,
+    /// No packet passed unseen by one side while that was read.
+    pub(super) baseline_is_exact: bool,
     pub(super) gone: Option<Instant>,
 }
 
@@ -66,9 +73,11 @@ impl Interface {
             attached_unix_ns: 0,
             seen_at: now,
             owner: None,
+            look_again_at: now,
             totals: [Counts::default(); 2],
             overflow_taken: [Counts::default(); 2],
             kernel_at_attach: link.counters,
+            baseline_is_exact: false,
             gone: None,
         }
     }
@@ -95,9 +104,21 @@ impl Interface {
             || now.saturating_duration_since(self.seen_at) > WAIT_FOR_OWNER
     }
 
-    /// Whether it is worth looking for who is behind it.
-    pub(super) fn wants_owner(&self) -> bool {
-        self.side == Side::Workload && self.owner.is_none() && self.gone.is_none()
+    /// Whether it is time to look for who is behind it.
+    pub(super) fn wants_owner(&self, now: Instant) -> bool {
+        self.side == Side::Workload
+            && self.owner.is_none()
+            && self.gone.is_none()
+            && now >= self.look_again_at
+    }
+
+    /// Notes what a look found. Behind a veth that is no pod's, looks become rarer.
+    pub(super) fn looked_for_owner(&mut self, found: Option<CgroupIdentity>, now: Instant) {
+        self.owner = found;
+        let age = now.saturating_duration_since(self.seen_at);
+        if age > WAIT_FOR_OWNER {
+            self.look_again_at = now + age.min(LONGEST_BETWEEN_LOOKS);
+        }
     }
 }
 

@@ -4,7 +4,10 @@
 //! totals from maps on a tick and life-cycle events from a ring; either may tell of a packet first,
 //! and [`table`] makes sure that it is counted once.
 
+mod attach;
 mod clock;
+mod give;
+mod harvest;
 mod interfaces;
 mod maps;
 mod pods;

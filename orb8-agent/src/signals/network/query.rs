@@ -319,6 +319,7 @@ fn interfaces(task: &Task, links: &[Link]) -> Vec<InterfaceStatus> {
             kernel_ingress_packets: now.rx_packets.saturating_sub(then.rx_packets),
             kernel_egress_bytes: now.tx_bytes.saturating_sub(then.tx_bytes),
             kernel_egress_packets: now.tx_packets.saturating_sub(then.tx_packets),
+            approximate: !interface.baseline_is_exact,
         });
     }
     for (index, (name, why)) in &task.interfaces.refused {

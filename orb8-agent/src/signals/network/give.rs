@@ -1,0 +1,161 @@
+//! Giving what was taken to its owners: names, accounts, records for whoever listens.
+
+use std::time::Instant;
+
+use orb8_common::network::Counts;
+use orb8_proto::{Event, FlowState, event};
+
+use super::{
+    NAME,
+    interfaces::{Serial, Side},
+    maps::is_zero,
+    pods::Traffic,
+    record,
+    table::FlowKey,
+    task::Task,
+};
+use crate::{
+    enricher::{Attribution, Evidence},
+    live::SubscriberId,
+    probe_loader::Hook,
+};
+
+/// A container is looked for this often per flow; its cgroup may be younger than the flow.
+const CONTAINER_TRIES: u8 = 5;
+
+/// Who hears that the trace has stopped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Last {
+    Nobody,
+    One(SubscriberId),
+    Everybody,
+}
+
+impl Task {
+    /// Gives what was taken to its owners and tells whoever listens. Flows whose owner is not known
+    /// yet wait, unless `force`d.
+    pub(super) fn flush(&mut self, force: bool, last: Last) {
+        let now = Instant::now();
+        let heard = self.context.live.is_heard();
+        for key in self.table.take_touched() {
+            let settled = self.interfaces.get(key.serial()).is_none_or(|i| i.is_settled(now));
+            if !settled && !force {
+                self.table.postpone(key);
+                continue;
+            }
+            self.attribute(&key, now);
+            self.give(&key, heard, last);
+        }
+    }
+
+    fn give(&mut self, key: &FlowKey, heard: bool, last: Last) {
+        let Some(interface) = self.interfaces.get(key.serial()) else { return };
+        let Some(flow) = self.table.get_mut(key) else { return };
+        let counts = std::mem::take(&mut flow.unsettled);
+        let first = !std::mem::replace(&mut flow.started, true);
+        if !is_zero(&counts) {
+            let direction = record::direction(key.id().hook(), interface.side);
+            let traffic = Traffic::of(direction, counts);
+            self.accounts.book(&flow.attribution, traffic, flow.last_ns, &interface.name);
+        } else if flow.end.is_none() {
+            return;
+        }
+        if !heard {
+            return;
+        }
+        let mut told = record::frame(&self.context.config.node_name, key.id(), flow, interface);
+        record::set_counts(&mut told, &counts);
+        told.timestamp_ns = self.clock.unix_ns(flow.last_ns);
+        told.first_seen_ns = self.clock.unix_ns(flow.first_ns);
+        let state = match (flow.end, first) {
+            (Some(end), _) => {
+                told.end_reason = end.as_str().into();
+                FlowState::Ended
+            }
+            (None, true) => FlowState::Started,
+            (None, false) => FlowState::Active,
+        };
+        told.state = state.into();
+        let told = self.event(event::Event::NetworkFlow(told));
+        self.context.live.publish(NAME, &told, |subscriber, told| {
+            let stops = last == Last::Everybody || last == Last::One(subscriber);
+            if let (true, Some(event::Event::NetworkFlow(flow))) = (stops, &mut told.event)
+                && flow.end_reason.is_empty()
+            {
+                flow.state = FlowState::Ended.into();
+                flow.end_reason = "trace_stopped".into();
+            }
+        });
+    }
+
+    fn event(&self, event: event::Event) -> Event {
+        Event {
+            node: self.context.config.node_name.clone(),
+            timestamp_ns: self.clock.unix_ns(self.clock.now_ns()),
+            event: Some(event),
+        }
+    }
+
+    /// Names the owner of a flow, when the facts changed since it was last named.
+    fn attribute(&mut self, key: &FlowKey, now: Instant) {
+        let Some(interface) = self.interfaces.get(key.serial()) else { return };
+        let Some(flow) = self.table.get(key) else { return };
+        let named = flow.attribution.identity.as_ref().is_some_and(|i| !i.container.is_empty());
+        if flow.epoch == self.epoch && (named || flow.tries >= CONTAINER_TRIES) {
+            return;
+        }
+        // The sender's socket names the container; what a container receives is answered by it.
+        let sends =
+            record::direction(key.id().hook(), interface.side) == orb8_proto::Direction::Egress;
+        let cgroup_id = if sends {
+            flow.cgroup_id
+        } else {
+            self.table.get(&key.reverse()).map_or(0, |answer| answer.cgroup_id)
+        };
+        let sender = match &mut self.cgroups {
+            Some(tree) if cgroup_id != 0 => tree.identify(cgroup_id, now).and_then(|c| c.identity),
+            _ => None,
+        };
+        let attribution = self.enricher.attribute(Evidence {
+            sender_cgroup: sender.as_ref(),
+            veth_owner: interface.owner.as_ref(),
+            local_ip: record::local_address(key.id(), interface.side),
+            interface_is_host: interface.side == Side::Host,
+        });
+        if let Some(flow) = self.table.get_mut(key) {
+            flow.tries = if flow.epoch == self.epoch { flow.tries + 1 } else { 1 };
+            flow.epoch = self.epoch;
+            flow.attribution = attribution;
+        }
+    }
+
+    /// Overflow has no flow, so it goes to the interface's owner at once.
+    pub(super) fn book_overflow(&mut self, serial: Serial, hook: Hook, new: Counts) {
+        let attribution = self.interface_attribution(serial);
+        let Some(interface) = self.interfaces.get(serial) else { return };
+        let direction = record::direction(hook, interface.side);
+        let mut traffic = Traffic::of(direction, new);
+        traffic.overflow_packets = new.packets;
+        let now = self.clock.now_ns();
+        self.accounts.book(&attribution, traffic, now, &interface.name);
+        if self.context.live.is_heard() {
+            let node = &self.context.config.node_name;
+            let mut flow = record::overflow(node, interface, direction, &attribution);
+            record::set_counts(&mut flow, &new);
+            flow.timestamp_ns = self.clock.unix_ns(now);
+            let event = self.event(event::Event::NetworkFlow(flow));
+            self.context.live.publish(NAME, &event, |_, _| {});
+        }
+    }
+
+    fn interface_attribution(&mut self, serial: Serial) -> Attribution {
+        let interface = self.interfaces.get(serial);
+        let local_ip = std::net::Ipv4Addr::UNSPECIFIED.into();
+        self.enricher.attribute(Evidence {
+            sender_cgroup: None,
+            veth_owner: interface.and_then(|i| i.owner.as_ref()),
+            local_ip,
+            interface_is_host: interface.is_some_and(|i| i.side == Side::Host),
+        })
+    }
+}
