@@ -56,7 +56,7 @@ pub(crate) static INTERFACES: &[Column<InterfaceStatus>] = &[
             [link.kernel_ingress_packets, link.kernel_egress_packets],
         )
     }),
-    column("approximate", "APPROXIMATE", Place::Wide, |link| Value::Bool(link.approximate)),
+    column("approximate", "APPROXIMATE", Place::Wide, |link| Value::Flag(link.approximate)),
     column("reason", "REASON", Place::Everywhere, |link| Value::text(&link.reason)),
 ];
 
