@@ -1,4 +1,5 @@
-//! The object `network_probe`: one classifier per direction and kind of device, and a pulse.
+//! The object `network_probe`: one classifier per direction and kind of device, a pulse, and what
+//! measurements compare with.
 //!
 //! Scroll down to drill down: hook → packet → flow → counters.
 #![no_std]
@@ -53,6 +54,21 @@ pub fn orb8_pulse(_ctx: TcContext) -> i32 {
 /// Attached nowhere: the floor under every measurement of the others.
 #[classifier]
 pub fn orb8_empty(_ctx: TcContext) -> i32 {
+    NEXT
+}
+
+/// Attached nowhere: `orb8_ingress` on packets of many flows, for measurements.
+#[classifier]
+pub fn orb8_mix(ctx: TcContext) -> i32 {
+    network::next_flow(&ctx);
+    network::account(&ctx, Device::Ethernet, 0);
+    NEXT
+}
+
+/// Attached nowhere: the floor under measurements of `orb8_mix`.
+#[classifier]
+pub fn orb8_mix_empty(ctx: TcContext) -> i32 {
+    network::next_flow(&ctx);
     NEXT
 }
 

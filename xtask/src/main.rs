@@ -1,6 +1,7 @@
 //! `cargo xtask`: the commands of a developer of orb8, each in a file of its own.
 #![expect(clippy::print_stdout, reason = "a developer's commands talk to the terminal")]
 
+mod bench;
 mod check;
 mod codegen;
 mod demo;
@@ -28,6 +29,8 @@ enum Command {
     Test(test::Args),
     /// A node of pods with real traffic, watched by orb8 and compared with the kernel's counters
     Demo,
+    /// What the probes cost: nanoseconds over an empty program, program sizes
+    Bench(bench::Args),
     /// Regenerate what is generated and committed: orb8-proto/src/gen
     Codegen,
 }
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Check => check::run(),
         Command::Test(args) => test::run(&args),
         Command::Demo => demo::run(),
+        Command::Bench(args) => bench::run(&args),
         Command::Codegen => codegen::run(),
     };
     match result {

@@ -4,9 +4,11 @@
 mod account;
 #[cfg(target_arch = "bpf")]
 mod flows;
+#[cfg(target_arch = "bpf")]
+mod mix;
 pub mod parse;
 #[cfg(target_arch = "bpf")]
 mod skb;
 
 #[cfg(target_arch = "bpf")]
-pub(crate) use {account::account, flows::pulse, skb::Device};
+pub(crate) use {account::account, flows::pulse, mix::next_flow, skb::Device};

@@ -52,7 +52,9 @@ fn ipv4() -> impl Strategy<Value = Ipv4> {
 /// An offset with the flags above it: don't fragment, more fragments.
 fn fragment_word() -> impl Strategy<Value = u16> {
     prop_oneof![
-        6 => prop_oneof![Just(0), Just(0x4000), Just(0x2000)],
+        6 => prop_oneof![Just(0), Just(0x4000), Just(0x2000), Just(0xe000)],
+        // Each end of the field, where a mask that is a bit too short would not see it.
+        1 => prop_oneof![Just(1), Just(0x1000)],
         1 => (1..0x2000_u16).prop_map(|offset| offset | 0x2000),
         1 => 1..0x2000_u16,
     ]
@@ -85,6 +87,7 @@ fn extension() -> impl Strategy<Value = Extension> {
         2 => (0..2_u8).prop_map(Extension::Shim6),
         4 => (1..9_u8).prop_map(Extension::Authentication),
         4 => Just(Extension::Fragment(0)),
+        1 => prop_oneof![Just(1), Just(0x1000)].prop_map(Extension::Fragment),
         1 => (1..0x2000_u16).prop_map(Extension::Fragment),
         // So long that what follows is out of any sight.
         1 => any::<u8>().prop_map(Extension::Destination),

@@ -12,7 +12,9 @@ use proptest::{
 
 use crate::{
     INGRESS, one,
-    packets::{Answer, Extension, Ipv6, Link, Network, Packet, Place, Upper, host, strategy},
+    packets::{
+        Answer, Extension, Ipv4, Ipv6, Link, Network, Packet, Place, Tag, Upper, host, strategy,
+    },
     probe::{self, Probe, SHORTEST, Sizes},
     program,
 };
@@ -122,5 +124,55 @@ fn headers_are_read_up_to_byte_256_and_no_further() {
         let right = crafted.answer(256);
         assert_eq!(right.is_malformed(), !readable);
         assert_counted_as(&mut probe, INGRESS, &packet.link, &crafted.bytes, right);
+    }
+}
+
+#[test]
+fn packets_that_differ_in_one_field_of_the_key_are_of_two_flows() {
+    let plain = Ipv4 {
+        version: 4,
+        words: 5,
+        fragment_offset: 0,
+        src: [10, 0, 0, 1],
+        dst: [10, 0, 0, 2],
+        upper: Upper::Udp([40_000, 443]),
+    };
+    let fragment = Ipv4 { fragment_offset: 1, ..plain };
+    let v4 = |ip| Packet { link: Link::Ethernet(vec![]), network: Network::Ipv4(ip) };
+    let tag = Tag { ethertype: 0x8100, control: 9 };
+    let tagged = Packet { link: Link::Ethernet(vec![tag]), ..v4(plain.clone()) };
+    let mut twins = vec![
+        (v4(plain.clone()), tagged),
+        (v4(plain.clone()), v4(Ipv4 { src: [10, 0, 0, 3], ..plain.clone() })),
+        (v4(plain.clone()), v4(Ipv4 { dst: [10, 0, 0, 3], ..plain.clone() })),
+        (v4(plain.clone()), v4(Ipv4 { upper: Upper::Udp([40_001, 443]), ..plain.clone() })),
+        (v4(plain.clone()), v4(Ipv4 { upper: Upper::Udp([40_000, 444]), ..plain.clone() })),
+        (v4(plain.clone()), v4(Ipv4 { upper: Upper::Sctp([40_000, 443]), ..plain.clone() })),
+        // Without ports, both: a later fragment, and a header that cannot be.
+        (v4(fragment), v4(Ipv4 { words: 4, ..plain })),
+    ];
+    let upper = Upper::Udp([40_000, 443]);
+    let v6 = Ipv6 { version: 6, src: [1; 16], dst: [2; 16], extensions: vec![], upper };
+    for octet in 0..16 {
+        let (mut from, mut to) = (v6.clone(), v6.clone());
+        from.src[octet] = 3;
+        to.dst[octet] = 3;
+        for other in [from, to] {
+            let packet = |ip| Packet { link: Link::Ethernet(vec![]), network: Network::Ipv6(ip) };
+            twins.push((packet(v6.clone()), packet(other)));
+        }
+    }
+    let mut probe = Probe::load(&Sizes::default());
+    for (one, other) in twins {
+        let crafted = [one.craft(INGRESS), other.craft(INGRESS)];
+        for packet in [0, 0, 1, 1, 0, 1] {
+            probe.run("orb8_ingress", &crafted[packet].bytes);
+        }
+        let flows = probe.take_flows();
+        assert_eq!(flows.len(), 2, "{one:?} and {other:?}");
+        for crafted in crafted {
+            let packets = flows[&crafted.answer(crafted.bytes.len()).key].packets;
+            assert_eq!(packets, 3, "{one:?} and {other:?}");
+        }
     }
 }

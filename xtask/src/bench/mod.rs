@@ -1,0 +1,83 @@
+//! `cargo xtask bench`: what the probes cost, over an empty program of the same type in the same run.
+
+mod cases;
+mod gate;
+mod measure;
+mod probe;
+mod report;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::step::cargo;
+
+/// What to measure.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Nanoseconds per packet of the network probe, and the sizes of its programs
+    Network(Network),
+}
+
+#[derive(clap::Args)]
+struct Network {
+    /// How to print the result
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// Exit with 1 where a program got larger, or slower against its floor, than the limits allow
+    #[arg(long)]
+    gate: bool,
+    /// Rounds for each case; each runs the floor and the probe, and gives one difference
+    #[arg(long, default_value_t = 101, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Packets in each half of a round
+    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
+    packets: u32,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if cfg!(debug_assertions) {
+        return in_release();
+    }
+    match &args.what {
+        What::Network(args) => network(args),
+    }
+}
+
+/// The harness is on the clock too, so it has to be the optimised one.
+fn in_release() -> Result<()> {
+    eprintln!("bench: this is a debug build of xtask; building and running the release build");
+    let status = cargo()
+        .args(["run", "--quiet", "--release", "--package", "xtask", "--", "bench"])
+        .args(std::env::args_os().skip(2))
+        .status()
+        .context("cannot start cargo")?;
+    ensure!(status.success(), "the benchmark in release failed: {status}");
+    Ok(())
+}
+
+fn network(args: &Network) -> Result<()> {
+    measure::stay_on_one_cpu()?;
+    let sizes = probe::sizes()?;
+    let mut costs = Vec::new();
+    for case in cases::all() {
+        eprintln!("bench: {}, {}", case.name, case.family);
+        let cost = measure::cost(&case, args.rounds, args.packets);
+        costs.push((case, cost.with_context(|| format!("{}, {}", case.name, case.family))?));
+    }
+    match args.output {
+        Output::Table => report::table(args.rounds, args.packets, &costs, &sizes),
+        Output::Json => report::json(args.rounds, args.packets, &costs, &sizes)?,
+    }
+    if args.gate { gate::check(&costs, &sizes) } else { Ok(()) }
+}
