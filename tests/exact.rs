@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use orb8_proto::{Direction, FlowQuery, StreamRequest};
+use orb8_proto::{FlowQuery, StreamRequest};
 use orb8_testkit::{Node, NodeOptions, PodSpec, Program, program::HoldFlows};
 use orb8_tests::{Traced, address, assert_exact};
 
@@ -21,10 +21,10 @@ fn bulk_is_counted_exactly(ipv6: bool) -> Result<()> {
     let _others = server.spawn("app", &Program::udp_sink(any, 7003))?;
 
     let traced = Traced::start(&node, |_| {})?;
-    let before = traced.quiet_counters(client.veth())?;
+    let (trace, before) =
+        traced.while_quiet(client.veth(), || traced.trace(StreamRequest::default()))?;
     assert_exact(&before)?;
     assert!(!before.approximate, "{before:?}");
-    let trace = traced.trace(StreamRequest::default())?;
 
     let to = address(&server, ipv6, 7003);
     let hold = Program::HoldFlows(HoldFlows { to, count: 500, pps: 2_000, size: 64, ports: 1 });
@@ -59,26 +59,10 @@ fn bulk_is_counted_exactly(ipv6: bool) -> Result<()> {
     assert!(bulk.wire_packets > bulk.packets, "GSO was on: {bulk:?}");
 
     // The records of the trace add up to the same.
-    let veth = client.veth().to_owned();
-    let now = traced.quiet_counters(&veth)?;
+    let now = traced.quiet_counters(client.veth())?;
     let heard = traced.stop_with(trace)?;
-    let report = heard.report.clone().expect("a last report");
-    assert!(report.r#final && report.records_lost == 0, "{report:?}");
-    let since = |now: u64, before: u64| now - before;
-    assert_eq!(
-        heard.sum(&veth, Direction::Egress),
-        (
-            since(now.kernel_ingress_packets, before.kernel_ingress_packets),
-            since(now.kernel_ingress_bytes, before.kernel_ingress_bytes)
-        )
-    );
-    assert_eq!(
-        heard.sum(&veth, Direction::Ingress),
-        (
-            since(now.kernel_egress_packets, before.kernel_egress_packets),
-            since(now.kernel_egress_bytes, before.kernel_egress_bytes)
-        )
-    );
+    assert_eq!(heard.last_report().records_lost, 0);
+    heard.assert_sums_to_kernel(&before, &now)?;
     Ok(())
 }
 

@@ -1,0 +1,40 @@
+//! What the end-to-end tests share: agents on a node of the testkit, asked over the protocol that
+//! everybody uses.
+
+mod agent_process;
+mod client;
+mod heard;
+mod traced;
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, ensure};
+use orb8_testkit::Pod;
+
+pub use agent_process::AgentProcess;
+pub use client::Client;
+pub use heard::{Heard, Quiet, Sum, Trace};
+pub use traced::Traced;
+
+/// Fails with the numbers unless the agent and the kernel agree on `interface`.
+pub fn assert_exact(now: &Quiet) -> Result<()> {
+    let ours = (now.ingress_packets, now.ingress_bytes, now.egress_packets, now.egress_bytes);
+    let kernel = (
+        now.kernel_ingress_packets,
+        now.kernel_ingress_bytes,
+        now.kernel_egress_packets,
+        now.kernel_egress_bytes,
+    );
+    ensure!(
+        ours == kernel,
+        "{}: orb8 {ours:?}, kernel {kernel:?} (ingress packets, bytes, egress packets, bytes)",
+        now.name
+    );
+    Ok(())
+}
+
+/// The address of a server in `pod`, IPv4 or IPv6.
+#[must_use]
+pub fn address(pod: &Pod, ipv6: bool, port: u16) -> SocketAddr {
+    if ipv6 { (pod.ipv6(), port).into() } else { (pod.ipv4(), port).into() }
+}
