@@ -16,6 +16,9 @@ const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 
+/// What kernels answer to a command that a type of map does not have. Not in errno(3).
+const ENOTSUPP: i32 = 524;
+
 /// Entries per batch. Smaller than a hash bucket's chain makes the kernel answer ENOSPC, and the
 /// batch grows.
 const BATCH: usize = 4096;
@@ -128,7 +131,7 @@ impl RawMap {
             0,
         ));
         match taken {
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | ENOTSUPP)) => {}
             other => return other.map(|found| found.then_some(value)),
         }
         let value = self.get(key)?;

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what the probes cost, over an empty program of the same type in the same run.
 
+mod agent;
 mod cases;
 mod gate;
 mod measure;
@@ -21,6 +22,12 @@ pub(crate) struct Args {
 enum What {
     /// Nanoseconds per packet of the network probe, and the sizes of its programs
     Network(Network),
+    /// Memory and CPU of the agent, idle and with many flows
+    Agent {
+        /// How to print the result
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
 }
 
 #[derive(clap::Args)]
@@ -51,6 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     match &args.what {
         What::Network(args) => network(args),
+        What::Agent { output } => agent::run(*output),
     }
 }
 
