@@ -15,7 +15,7 @@ demo: setup ## Watch real pod traffic, with totals that equal the kernel's own (
 	@cargo xtask demo
 
 build: setup ## Build the release binaries, orb8 and orb8-agent
-	@cargo build --release --package orb8-cli --package orb8-agent
+	@ORB8_BPF=required cargo build --release --package orb8-cli --package orb8-agent
 
 check: ## Formatting, lints, documentation, licences
 	@cargo xtask check

@@ -35,6 +35,8 @@ fn main() -> ExitCode {
     match build(&crate_dir, &out_dir) {
         Ok(()) => println!("cargo::rustc-cfg=orb8_probes"),
         Err(Failure::NoToolchain(why)) if !required => {
+            // A file that is never there: look again at every build, a toolchain may have come.
+            println!("cargo::rerun-if-changed={}", out_dir.join("no-toolchain-yet").display());
             println!("cargo::warning=orb8 is built WITHOUT its eBPF probes; it cannot trace.");
             for line in why.lines() {
                 println!("cargo::warning={line}");

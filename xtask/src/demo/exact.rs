@@ -19,7 +19,7 @@ use super::{
 };
 
 /// Nothing moved on any interface for this long: the traffic before is over.
-const QUIET: Duration = Duration::from_millis(300);
+const QUIET: Duration = Duration::from_secs(1);
 
 /// How long to wait for that. Sockets that close and neighbours that are looked for take seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
