@@ -69,6 +69,12 @@ impl AgentProcess {
         Ok(Self { process, client: Client::new(runtime, channel), log, _dir: dir })
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Where the agent's metrics are.
     #[must_use]
     pub fn metrics_addr(&self) -> SocketAddr {

@@ -3,7 +3,9 @@
 
 mod agent_process;
 mod client;
+mod dropper;
 mod heard;
+pub mod hooks;
 mod traced;
 
 use std::net::SocketAddr;
@@ -13,6 +15,7 @@ use orb8_testkit::Pod;
 
 pub use agent_process::AgentProcess;
 pub use client::Client;
+pub use dropper::{DROPPER, Dropper, Place};
 pub use heard::{Heard, Quiet, Sum, Trace};
 pub use traced::Traced;
 
