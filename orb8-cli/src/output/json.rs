@@ -1,78 +1,42 @@
 //! Values as JSON. Strings are escaped beyond what JSON asks for: what could steer a terminal is
 //! written as `\u….`, which means the same to every parser.
 
-use std::fmt::Write;
-
 use super::{escape::steers, value::Value};
 
 /// One object on its line.
 pub(super) fn line(value: &Value<'_>) -> String {
-    let mut text = String::with_capacity(512);
-    write_value(&mut text, value);
+    let mut text = write(value);
     text.push('\n');
     text
 }
 
 /// One element of an array that is written piece by piece; the line's end comes with the next.
 pub(super) fn element(value: &Value<'_>, first: bool) -> String {
-    let mut text = String::with_capacity(512);
-    text.push_str(if first { "[\n" } else { ",\n" });
-    write_value(&mut text, value);
+    let mut text = String::from(if first { "[\n" } else { ",\n" });
+    text.push_str(&write(value));
     text
 }
 
-fn write_value(text: &mut String, value: &Value<'_>) {
-    match value {
-        Value::Absent => text.push_str("null"),
-        Value::Text(string) => write_string(text, string),
-        Value::List(values) => {
-            text.push('[');
-            for (index, value) in values.iter().enumerate() {
-                text.push_str(if index > 0 { "," } else { "" });
-                write_value(text, value);
-            }
-            text.push(']');
-        }
-        Value::Map(entries) => {
-            text.push('{');
-            for (index, (key, value)) in entries.iter().enumerate() {
-                text.push_str(if index > 0 { "," } else { "" });
-                write_string(text, key);
-                text.push(':');
-                write_value(text, value);
-            }
-            text.push('}');
-        }
-        scalar => write_scalar(text, scalar),
+fn write(value: &Value<'_>) -> String {
+    let text = serde_json::to_string(value).expect("text keys, and nothing that can fail");
+    if !text.chars().any(steers) {
+        return text;
     }
-}
-
-/// A value that JSON and YAML write alike: a number, a truth value, or nothing.
-pub(super) fn write_scalar(text: &mut String, value: &Value<'_>) {
-    // Writing to a string cannot fail.
-    let _ = match value {
-        Value::Number(number) | Value::Bytes(number) => write!(text, "{number}"),
-        Value::Signed(number) | Value::TimeNs(number) => write!(text, "{number}"),
-        Value::Real(number) if number.is_finite() => write!(text, "{number:?}"),
-        Value::Flag(flag) => write!(text, "{flag}"),
-        _ => text.write_str("null"),
-    };
-}
-
-fn write_string(text: &mut String, string: &str) {
-    text.push('"');
-    for c in string.chars() {
-        match c {
-            '"' | '\\' => text.extend(['\\', c]),
-            c if steers(c) => {
-                for unit in c.encode_utf16(&mut [0; 2]) {
-                    let _ = write!(text, "\\u{unit:04x}");
-                }
-            }
-            c => text.push(c),
+    // Controls are escaped already, and what is left can only stand in a string.
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if steers(c) {
+            let units = c
+                .encode_utf16(&mut [0; 2])
+                .iter()
+                .map(|u| format!("\\u{u:04x}"))
+                .collect::<String>();
+            escaped.push_str(&units);
+        } else {
+            escaped.push(c);
         }
     }
-    text.push('"');
+    escaped
 }
 
 #[cfg(test)]

@@ -5,6 +5,9 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use serde::{Serialize, Serializer};
+use serde_saphyr::DoubleQuoted;
+
 use super::escape;
 
 /// What a column gives. People and programs see different forms of the same value.
@@ -73,6 +76,28 @@ impl<'a> Value<'a> {
                 .map(|(key, value)| format!("{key}={}", value.cell(style)))
                 .collect::<Vec<_>>()
                 .join(","),
+        }
+    }
+}
+
+/// As data: exact, and with the types that JSON has.
+impl Serialize for Value<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Value::Absent => serializer.serialize_none(),
+            // For YAML, where only this style has escapes; JSON has no other.
+            Value::Text(text) if text.chars().any(escape::steers) => {
+                DoubleQuoted(text).serialize(serializer)
+            }
+            Value::Text(text) => serializer.serialize_str(text),
+            Value::Number(number) | Value::Bytes(number) => serializer.serialize_u64(*number),
+            Value::Signed(number) | Value::TimeNs(number) => serializer.serialize_i64(*number),
+            Value::Real(number) => serializer.serialize_f64(*number),
+            Value::Flag(flag) => serializer.serialize_bool(*flag),
+            Value::List(values) => serializer.collect_seq(values),
+            Value::Map(entries) => {
+                serializer.collect_map(entries.iter().map(|(key, value)| (key, value)))
+            }
         }
     }
 }

@@ -1,118 +1,33 @@
-//! Values as YAML in block style. Only strings that no YAML version can mistake are left bare.
+//! Values as YAML in block style. What could steer a terminal is escaped, as in JSON.
 
-use std::fmt::Write;
-
-use super::{escape::steers, json::write_scalar, value::Value};
+use super::{escape::steers, value::Value};
 
 /// One item of a top-level sequence.
 pub(super) fn element(value: &Value<'_>) -> String {
-    let mut text = String::with_capacity(512);
-    write_item(&mut text, value, 0);
-    text
+    write(&[value])
 }
 
 /// A whole document.
 pub(super) fn document(value: &Value<'_>) -> String {
-    let mut text = String::with_capacity(4096);
-    match value {
-        Value::Map(entries) if !entries.is_empty() => write_map(&mut text, entries, 0, false),
-        value => {
-            write_inline(&mut text, value);
-            text.push('\n');
-        }
-    }
-    text
+    write(value)
 }
 
-fn write_item(text: &mut String, value: &Value<'_>, indent: usize) {
-    pad(text, indent);
-    text.push_str("- ");
-    match value {
-        Value::Map(entries) if !entries.is_empty() => write_map(text, entries, indent + 2, true),
-        value => {
-            write_inline(text, value);
-            text.push('\n');
+fn write<T: serde::Serialize>(value: &T) -> String {
+    let text = serde_saphyr::to_string(value).expect("text keys, and nothing that can fail");
+    let harmless = |c: char| c == '\n' || !steers(c);
+    if text.chars().all(harmless) {
+        return text;
+    }
+    // Strings with such characters are double-quoted (see `Value`), so an escape means the same.
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match u32::from(c) {
+            _ if harmless(c) => escaped.push(c),
+            code @ 0..=0xffff => escaped.push_str(&format!("\\u{code:04X}")),
+            code => escaped.push_str(&format!("\\U{code:08X}")),
         }
     }
-}
-
-/// `inline`: the first key continues the line of its item.
-fn write_map(text: &mut String, entries: &[(&str, Value<'_>)], indent: usize, inline: bool) {
-    for (index, (key, value)) in entries.iter().enumerate() {
-        if index > 0 || !inline {
-            pad(text, indent);
-        }
-        write_string(text, key);
-        text.push(':');
-        match value {
-            Value::Map(entries) if !entries.is_empty() => {
-                text.push('\n');
-                write_map(text, entries, indent + 2, false);
-            }
-            Value::List(items) if !items.is_empty() => {
-                text.push('\n');
-                for item in items {
-                    write_item(text, item, indent);
-                }
-            }
-            value => {
-                text.push(' ');
-                write_inline(text, value);
-                text.push('\n');
-            }
-        }
-    }
-}
-
-/// What fits behind a key. Lists in lists do not occur in records, but are written nonetheless.
-fn write_inline(text: &mut String, value: &Value<'_>) {
-    match value {
-        Value::Text(string) => write_string(text, string),
-        Value::Map(_) => text.push_str("{}"),
-        Value::List(items) => {
-            text.push('[');
-            for (index, item) in items.iter().enumerate() {
-                text.push_str(if index > 0 { ", " } else { "" });
-                write_inline(text, item);
-            }
-            text.push(']');
-        }
-        scalar => write_scalar(text, scalar),
-    }
-}
-
-fn pad(text: &mut String, indent: usize) {
-    text.extend(std::iter::repeat_n(' ', indent));
-}
-
-fn write_string(text: &mut String, string: &str) {
-    if is_bare(string) {
-        text.push_str(string);
-        return;
-    }
-    text.push('"');
-    for c in string.chars() {
-        match c {
-            '"' | '\\' => text.extend(['\\', c]),
-            c if steers(c) || matches!(c, '\u{fffe}' | '\u{ffff}') => {
-                let _ = match u32::from(c) {
-                    code @ 0..=0xffff => write!(text, "\\u{code:04X}"),
-                    code => write!(text, "\\U{code:08X}"),
-                };
-            }
-            c => text.push(c),
-        }
-    }
-    text.push('"');
-}
-
-/// A letter, then letters, digits and a few harmless signs, and no word that YAML 1.1 takes for
-/// a truth value or for nothing.
-fn is_bare(string: &str) -> bool {
-    const WORDS: [&str; 9] = ["true", "false", "yes", "no", "on", "off", "null", "y", "n"];
-    string.starts_with(|c: char| c.is_ascii_alphabetic())
-        && string.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c))
-        && !WORDS.iter().any(|word| word.eq_ignore_ascii_case(string))
+    escaped
 }
 
 #[cfg(test)]
