@@ -1,7 +1,10 @@
 //! What the agent costs, as a process: memory when idle and with a full flow table, CPU while many
 //! flows move. Its own figures, asked over its own protocol.
 
-use std::{thread::sleep, time::{Duration, Instant}};
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use orb8_testkit::{
@@ -29,7 +32,15 @@ const MANY_FLOWS: u32 = 65_536;
 
 pub(super) fn run(output: Output) -> Result<()> {
     let bins = step::build_bins(
-        &["--release", "--package", "orb8-agent", "--package", "orb8-cli", "--package", "orb8-testkit"],
+        &[
+            "--release",
+            "--package",
+            "orb8-agent",
+            "--package",
+            "orb8-cli",
+            "--package",
+            "orb8-testkit",
+        ],
         "orb8-agent",
     )?;
     let node = Node::start(NodeOptions::default())?;
@@ -40,7 +51,12 @@ pub(super) fn run(output: Output) -> Result<()> {
 
     sleep(Duration::from_secs(3));
     let idle = agent.usage()?;
-    figures.push(Figure { what: "resident memory, idle", value: idle.0 / MIB, unit: "MiB", aim: 40.0 });
+    figures.push(Figure {
+        what: "resident memory, idle",
+        value: idle.0 / MIB,
+        unit: "MiB",
+        aim: 40.0,
+    });
 
     // Two pods, two directions of hook: every flow of the client is two in the kernel.
     let sink = orb8_testkit::program::UdpSink { bind: (server.ipv4(), 7000).into(), ports: 8 };
@@ -53,7 +69,12 @@ pub(super) fn run(output: Output) -> Result<()> {
     sleep(MEASURED);
     let after = agent.usage()?;
     let share = (after.1 - before.1) / began.elapsed().as_secs_f64() * 100.0;
-    figures.push(Figure { what: "CPU, 10,000 active flows", value: share, unit: "% of a core", aim: 2.0 });
+    figures.push(Figure {
+        what: "CPU, 10,000 active flows",
+        value: share,
+        unit: "% of a core",
+        aim: 2.0,
+    });
     held.stop()?;
 
     let many = Flows {
@@ -67,7 +88,12 @@ pub(super) fn run(output: Output) -> Result<()> {
     client.spawn("app", &Program::Flows(many))?.wait()?;
     sleep(Duration::from_secs(2));
     let full = agent.usage()?;
-    figures.push(Figure { what: "resident memory, 65,536 flows", value: full.0 / MIB, unit: "MiB", aim: 64.0 });
+    figures.push(Figure {
+        what: "resident memory, 65,536 flows",
+        value: full.0 / MIB,
+        unit: "MiB",
+        aim: 64.0,
+    });
     eprintln!("bench: the agent tracks {} entries at the end", agent.entries()?);
     print(output, &figures);
     Ok(())
@@ -124,14 +150,17 @@ impl<'a> Agent<'a> {
     /// Resident bytes and CPU seconds.
     fn usage(&self) -> Result<(f64, f64)> {
         let status = self.status()?;
-        let of = |name: &str| status["usage"][name].as_f64().with_context(|| format!("no {name} in {status}"));
+        let of = |name: &str| {
+            status["usage"][name].as_f64().with_context(|| format!("no {name} in {status}"))
+        };
         Ok((of("resident_bytes")?, of("cpu_seconds")?))
     }
 
     fn entries(&self) -> Result<u64> {
         let status = self.status()?;
         let maps = status["maps"].as_array().context("no maps in the status")?;
-        let flows = maps.iter().filter(|m| m["name"].as_str().is_some_and(|n| n.starts_with("FLOWS")));
+        let flows =
+            maps.iter().filter(|m| m["name"].as_str().is_some_and(|n| n.starts_with("FLOWS")));
         Ok(flows.filter_map(|m| m["entries"].as_u64()).sum())
     }
 }
