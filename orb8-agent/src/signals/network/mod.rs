@@ -1,8 +1,8 @@
 //! The network slice: flows of every attached interface, counted in the kernel, named here.
 //!
-//! One task owns everything ([`task`]); others send it a [`Command`] and get an answer. It reads
+//! One task owns everything (`task.rs`); others send it a `Command` and get an answer. It reads
 //! totals from maps on a tick and life-cycle events from a ring; either may tell of a packet first,
-//! and [`table`] makes sure that it is counted once.
+//! and `table.rs` makes sure that it is counted once.
 
 mod attach;
 mod clock;
