@@ -220,7 +220,8 @@ impl RawMap {
         let mut attr = Element {
             map_fd: descriptor(&self.fd),
             key: key.as_ptr() as u64,
-            value: value.as_mut_ptr() as u64,
+            // The kernel refuses a delete that comes with a value, and an empty slice has an address.
+            value: if wants_value { value.as_mut_ptr() as u64 } else { 0 },
             flags,
             ..Element::default()
         };
