@@ -106,6 +106,20 @@ impl Probe {
                 .set(&key, &Counts::default())
                 .map_err(|error| LoadError::MapIo { name: "OVERFLOW".into(), error })?;
         }
+        let attached = self.attach_both([ingress, egress], interface, how);
+        if attached.is_err() {
+            let forgotten = self.forget_overflow(index);
+            forgotten.map_err(|error| LoadError::MapIo { name: "OVERFLOW".into(), error })?;
+        }
+        attached
+    }
+
+    fn attach_both(
+        &mut self,
+        [ingress, egress]: [&str; 2],
+        interface: &str,
+        how: TcAttach,
+    ) -> Result<[Attachment; 2], LoadError> {
         Ok([
             self.object.attach(ingress, interface, Hook::Ingress, how)?,
             self.object.attach(egress, interface, Hook::Egress, how)?,
