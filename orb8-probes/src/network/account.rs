@@ -7,14 +7,16 @@ use aya_ebpf::{
 };
 use orb8_common::network::{
     Counts, FlowKey4, FlowKey6, FlowStats, event_reasons,
-    key_flags::{HOOK_EGRESS, MALFORMED},
+    key_flags::MALFORMED,
     tcp_flags::{FIN, RST, SYN},
 };
 
 use super::{
-    flows::{self, Family, Last},
+    flows::{self, Family},
+    key::{Key4, Key6},
     parse::{Visitor, parse, unreadable},
     skb::{self, Copied, Device, Linear},
+    slot::{Slot, slot_of},
 };
 
 /// Counts the packet in `ctx`.
@@ -37,7 +39,7 @@ impl Visitor for FirstLook<'_> {
         if key.flags & MALFORMED != 0 {
             return look_again(self.ctx, self.device, self.direction);
         }
-        combine(self.ctx, &key, tcp_flags);
+        combine(self.ctx, Key4::from(key), tcp_flags);
     }
 
     #[inline(always)]
@@ -45,7 +47,7 @@ impl Visitor for FirstLook<'_> {
         if key.flags & MALFORMED != 0 {
             return look_again(self.ctx, self.device, self.direction);
         }
-        combine(self.ctx, &key, tcp_flags);
+        combine(self.ctx, Key6::from(key), tcp_flags);
     }
 
     #[inline(always)]
@@ -71,73 +73,63 @@ struct SecondLook<'a> {
 impl Visitor for SecondLook<'_> {
     #[inline(always)]
     fn ipv4(self, key: FlowKey4, tcp_flags: u8) {
-        combine(self.ctx, &key, tcp_flags);
+        combine(self.ctx, Key4::from(key), tcp_flags);
     }
 
     #[inline(always)]
     fn ipv6(self, key: FlowKey6, tcp_flags: u8) {
-        combine(self.ctx, &key, tcp_flags);
+        combine(self.ctx, Key6::from(key), tcp_flags);
     }
 
     #[inline(always)]
     fn other(self, key: FlowKey4) {
-        combine(self.ctx, &key, 0);
+        combine(self.ctx, Key4::from(key), 0);
     }
 }
 
-/// This CPU's slot for packets of `key`'s direction.
+/// Counts a packet on its run, if it continues one, else in its flow's entry.
+///
+/// A call costs as much as a run's packet, so what most packets need is all in here.
 #[inline(always)]
-fn last_of<K: Family>(key: &K) -> Option<&'static mut K::Last> {
-    let slot = u32::from(key.key_flags() & HOOK_EGRESS);
-    // SAFETY: this CPU's value of a live map. Classifiers run with bottom halves off, so no other
-    // run of this program comes between.
-    K::slots().get_ptr_mut(slot).map(|last| unsafe { &mut *last })
-}
-
-#[inline(always)]
-fn combine<K: Family>(ctx: &TcContext, key: &K, tcp_flags: u8) {
-    let Some(last) = last_of(key) else { return };
-    let now = flows::now();
-    if tcp_flags & (SYN | FIN | RST) == 0 && last.fresh(now) && last.key().same(key) {
-        let weight = skb::weight(ctx);
-        let pending = last.pending();
-        pending.packets += weight.packets;
-        pending.bytes += weight.bytes;
-        pending.extra_segments += weight.extra_segments;
-        last.touch(now);
-    } else {
-        write_through(ctx.skb.skb, key, tcp_flags, last);
+fn combine<K: Family>(ctx: &TcContext, key: K, tcp_flags: u8) {
+    let Some(slot) = slot_of(&key) else { return };
+    if tcp_flags & (SYN | FIN | RST) == 0 {
+        let (now, counts) = (flows::now(), skb::weight(ctx));
+        if slot.continues(&key, now) {
+            return slot.count(&counts, now);
+        }
+        slot.settle(now);
+        if let Some(entry) = key.entry() {
+            flows::add(entry, &counts, now);
+            return slot.hand_to(&key, now);
+        }
     }
+    turn(ctx.skb.skb, &key, tcp_flags, slot);
 }
 
-/// Settles the run before, counts this packet in its own entry, and starts a run with it.
+/// Counts a packet that is a turn in its flow's life: the first one, a SYN, a FIN, a RST.
 ///
 /// Takes few arguments and asks for the rest again: what it is given would lie on its caller's
 /// stack, and all frames together have 512 bytes.
 #[inline(never)]
-fn write_through<K: Family>(skb: *mut __sk_buff, key: &K, tcp_flags: u8, last: &mut K::Last) {
+fn turn<K: Family>(skb: *mut __sk_buff, key: &K, tcp_flags: u8, slot: &mut Slot<K>) {
     let ctx = TcContext::new(skb);
     let packet = Sample { counts: skb::weight(&ctx), now: flows::now(), tcp_flags };
-    if last.pending().packets != 0 {
-        settle::<K>(last, packet.now);
-    }
-    let (entry, new) = match K::table().get_ptr_mut(key) {
+    slot.settle(packet.now);
+    let (entry, new) = match key.entry() {
         Some(entry) => {
-            flows::add(entry, &packet.counts, packet.now, tcp_flags);
+            flows::add(entry, &packet.counts, packet.now);
+            flows::note_life(entry, tcp_flags);
             (Some(entry), 0)
         }
         None => (first_packet(&ctx, key, &packet), event_reasons::NEW),
     };
     let Some(entry) = entry else {
         flows::overflow(key, &packet.counts);
-        last.release();
-        return;
+        return slot.release();
     };
-    last.hand_to(key, packet.now);
-    let reasons = new | reasons_of(tcp_flags);
-    if reasons != 0 {
-        flows::report(key, entry, reasons, tcp_flags);
-    }
+    slot.hand_to(key, packet.now);
+    flows::report(key, entry, new | reasons_of(tcp_flags), tcp_flags);
 }
 
 /// One packet as far as its flow's counters care.
@@ -162,16 +154,6 @@ const fn reasons_of(tcp_flags: u8) -> u8 {
     reasons
 }
 
-/// Moves what waits in the slot to its flow.
-#[inline(always)]
-fn settle<K: Family>(last: &mut K::Last, now: u64) {
-    let waiting = *last.pending();
-    // No entry: the interface is gone, and the agent took what waited when it removed the flow.
-    if let Some(entry) = K::table().get_ptr_mut(last.key()) {
-        flows::add(entry, &waiting, now, 0);
-    }
-}
-
 /// Makes the entry of a flow that has none. `None`: there is no room.
 #[inline(always)]
 fn first_packet<K: Family>(ctx: &TcContext, key: &K, packet: &Sample) -> Option<*mut FlowStats> {
@@ -187,13 +169,14 @@ fn first_packet<K: Family>(ctx: &TcContext, key: &K, packet: &Sample) -> Option<
     stats.syn = u8::from(packet.tcp_flags & SYN != 0);
     stats.fin = u8::from(packet.tcp_flags & FIN != 0);
     stats.rst = u8::from(packet.tcp_flags & RST != 0);
-    let inserted = K::table().insert(key, &*stats, u64::from(BPF_NOEXIST)).is_ok();
-    let entry = K::table().get_ptr_mut(key);
+    let inserted = K::table().insert(key.as_ref(), &*stats, u64::from(BPF_NOEXIST)).is_ok();
+    let entry = key.entry();
     match (inserted, entry) {
         (true, _) => entry,
         // Another CPU was first: its entry lacks this packet.
         (false, Some(other)) => {
-            flows::add(other, &packet.counts, packet.now, packet.tcp_flags);
+            flows::add(other, &packet.counts, packet.now);
+            flows::note_life(other, packet.tcp_flags);
             entry
         }
         (false, None) => {

@@ -10,11 +10,15 @@ use aya_ebpf::{
 use orb8_common::{
     drops::Drop,
     network::{
-        Counts, FlowKey4, FlowKey6, FlowStats, LastFlow4, LastFlow6, NetworkFlowEvent, OverflowKey,
-        Pulse, family, key_flags, tcp_flags,
+        Counts, FlowKey4, FlowKey6, FlowStats, NetworkFlowEvent, OverflowKey, Pulse, family,
+        tcp_flags,
     },
 };
 
+use super::{
+    key::{Key, Key4, Key6},
+    slot::{LAST_V4, LAST_V6, Slot},
+};
 use crate::emit;
 
 /// Entries per family unless the loader says otherwise. A full table costs detail, never a total.
@@ -23,19 +27,10 @@ const FLOW_TABLE_SIZE: u32 = 65_536;
 const OVERFLOW_SIZE: u32 = 8_192;
 /// Bytes unless the loader says otherwise.
 const RING_SIZE: u32 = 1 << 20;
-/// A slot is reused for this long at most, so that an idle flow's entry can be removed without a
-/// packet that still counts on it.
-const SLOT_LIFE_JIFFIES: u64 = 4;
-
 #[map]
 static FLOWS_V4: HashMap<FlowKey4, FlowStats> = HashMap::with_max_entries(FLOW_TABLE_SIZE, 0);
 #[map]
 static FLOWS_V6: HashMap<FlowKey6, FlowStats> = HashMap::with_max_entries(FLOW_TABLE_SIZE, 0);
-/// Per direction: data and acknowledgements alternate, and would push each other out.
-#[map]
-static LAST_V4: PerCpuArray<LastFlow4> = PerCpuArray::with_max_entries(2, 0);
-#[map]
-static LAST_V6: PerCpuArray<LastFlow6> = PerCpuArray::with_max_entries(2, 0);
 #[map]
 static OVERFLOW: HashMap<OverflowKey, Counts> = HashMap::with_max_entries(OVERFLOW_SIZE, 0);
 /// Per family: the jiffy in which this CPU last found the table full.
@@ -50,116 +45,49 @@ static PULSE: Array<Pulse> = Array::with_max_entries(1, 0);
 #[map]
 static NEW_ENTRY: PerCpuArray<FlowStats> = PerCpuArray::with_max_entries(1, 0);
 
-/// What IPv4 and IPv6 have in common.
-pub(super) trait Family: Copy + 'static {
-    type Last: Last<Self> + 'static;
+/// What differs between IPv4 and IPv6.
+pub(super) trait Family: Key + AsRef<Self::Record> {
+    /// The key of the table.
+    type Record: 'static;
     const FAMILY: u8;
     const FULL_SLOT: u32;
 
-    fn table() -> &'static HashMap<Self, FlowStats>;
-    fn slots() -> &'static PerCpuArray<Self::Last>;
-    fn same(&self, other: &Self) -> bool;
+    fn table() -> &'static HashMap<Self::Record, FlowStats>;
+    fn slots() -> &'static PerCpuArray<Slot<Self>>;
     fn widen(&self) -> FlowKey6;
-    fn ifindex(&self) -> u32;
-    fn key_flags(&self) -> u8;
-}
 
-/// Access to the per-CPU slot whose key is a `K`.
-pub(super) trait Last<K> {
-    fn key(&self) -> &K;
-    fn pending(&mut self) -> &mut Counts;
-    fn fresh(&self, now: u64) -> bool;
-    fn touch(&mut self, now: u64);
-    fn hand_to(&mut self, key: &K, now: u64);
-    /// Nothing waits here, and nothing may until the slot is handed to a flow.
-    fn release(&mut self);
+    /// The flow's entry.
+    #[inline(always)]
+    fn entry(&self) -> Option<*mut FlowStats> {
+        Self::table().get_ptr_mut(self.as_ref())
+    }
 }
 
 macro_rules! family {
-    ($key:ty, $last:ty, $table:ident, $slots:ident, $family:expr, $full:literal, $words:literal, $widen:expr) => {
+    ($key:ty, $record:ty, $table:ident, $slots:ident, $family:expr, $full:literal, $widen:expr) => {
         impl Family for $key {
-            type Last = $last;
+            type Record = $record;
             const FAMILY: u8 = $family;
             const FULL_SLOT: u32 = $full;
 
             #[inline(always)]
-            fn table() -> &'static HashMap<Self, FlowStats> {
+            fn table() -> &'static HashMap<$record, FlowStats> {
                 &$table
             }
             #[inline(always)]
-            fn slots() -> &'static PerCpuArray<$last> {
+            fn slots() -> &'static PerCpuArray<Slot<Self>> {
                 &$slots
             }
             #[inline(always)]
-            fn same(&self, other: &Self) -> bool {
-                let mut differs = self.ifindex ^ other.ifindex;
-                differs |= u32::from(self.src_port ^ other.src_port);
-                differs |= u32::from(self.dst_port ^ other.dst_port);
-                differs |= u32::from(self.vlan ^ other.vlan);
-                differs |= u32::from(self.protocol ^ other.protocol);
-                differs |= u32::from(self.flags ^ other.flags);
-                let mut word = 0;
-                while word < $words {
-                    differs |= self.src[word] ^ other.src[word];
-                    differs |= self.dst[word] ^ other.dst[word];
-                    word += 1;
-                }
-                differs == 0
-            }
-            #[inline(always)]
             fn widen(&self) -> FlowKey6 {
-                $widen(self)
-            }
-            #[inline(always)]
-            fn ifindex(&self) -> u32 {
-                self.ifindex
-            }
-            #[inline(always)]
-            fn key_flags(&self) -> u8 {
-                self.flags
-            }
-        }
-
-        impl Last<$key> for $last {
-            #[inline(always)]
-            fn key(&self) -> &$key {
-                &self.key
-            }
-            #[inline(always)]
-            fn pending(&mut self) -> &mut Counts {
-                &mut self.pending
-            }
-            #[inline(always)]
-            fn fresh(&self, now: u64) -> bool {
-                now - self.loaded_jiffies < SLOT_LIFE_JIFFIES
-            }
-            #[inline(always)]
-            fn touch(&mut self, now: u64) {
-                self.last_jiffies = now;
-            }
-            #[inline(always)]
-            fn release(&mut self) {
-                self.pending = Counts { packets: 0, bytes: 0, extra_segments: 0 };
-                self.loaded_jiffies = 0;
-            }
-            #[inline(always)]
-            fn hand_to(&mut self, key: &$key, now: u64) {
-                // A reader on another CPU trusts the slot only while both numbers agree.
-                // SAFETY: plain fields of a map value, written in this order for that reader.
-                unsafe { core::ptr::write_volatile(&mut self.opened, self.opened + 1) };
-                self.key = *key;
-                self.pending = Counts { packets: 0, bytes: 0, extra_segments: 0 };
-                self.last_jiffies = now;
-                self.loaded_jiffies = now;
-                // SAFETY: as above.
-                unsafe { core::ptr::write_volatile(&mut self.settled, self.opened) };
+                $widen(self.as_ref())
             }
         }
     };
 }
 
-family!(FlowKey4, LastFlow4, FLOWS_V4, LAST_V4, family::V4, 0, 1, FlowKey4::widen);
-family!(FlowKey6, LastFlow6, FLOWS_V6, LAST_V6, family::V6, 1, 4, |key: &FlowKey6| *key);
+family!(Key4, FlowKey4, FLOWS_V4, LAST_V4, family::V4, 0, FlowKey4::widen);
+family!(Key6, FlowKey6, FLOWS_V6, LAST_V6, family::V6, 1, |key: &FlowKey6| *key);
 
 /// `bpf_jiffies64`; the kernel's compiler makes it a load.
 #[inline(always)]
@@ -184,11 +112,18 @@ pub(super) fn new_entry() -> Option<&'static mut FlowStats> {
 
 /// Adds to a flow's entry; other CPUs may do the same at this moment.
 #[inline(always)]
-pub(super) fn add(entry: *mut FlowStats, counts: &Counts, now: u64, flags: u8) {
+pub(super) fn add(entry: *mut FlowStats, counts: &Counts, now: u64) {
     // SAFETY: `entry` is a value of the flow table, which stays mapped while the program runs.
     let stats = unsafe { &mut *entry };
     atomic_add(&mut stats.counts, counts);
     stats.last_jiffies = now;
+}
+
+/// Notes in a flow's entry what a packet's TCP flags say about its life.
+#[inline(always)]
+pub(super) fn note_life(entry: *mut FlowStats, flags: u8) {
+    // SAFETY: `entry` is a value of the flow table, which stays mapped while the program runs.
+    let stats = unsafe { &mut *entry };
     if flags & tcp_flags::SYN != 0 {
         stats.syn = 1;
     }
@@ -238,10 +173,10 @@ pub(super) fn note_full<K: Family>(now: u64) {
 
 /// Counts packets that have no entry of their own, so that the interface's total stays whole.
 #[inline(always)]
-pub(super) fn overflow<K: Family>(key: &K, counts: &Counts) {
+pub(super) fn overflow<K: Key>(key: &K, counts: &Counts) {
     emit::count(Drop::FlowTableFull, counts.packets);
-    let direction = u32::from(key.key_flags() & key_flags::HOOK_EGRESS);
-    match OVERFLOW.get_ptr_mut(OverflowKey { ifindex: key.ifindex(), direction }) {
+    let (ifindex, direction) = (key.ifindex(), key.direction());
+    match OVERFLOW.get_ptr_mut(OverflowKey { ifindex, direction }) {
         // SAFETY: a live map value.
         Some(total) => atomic_add(unsafe { &mut *total }, counts),
         None => emit::count(Drop::Uncounted, counts.packets),

@@ -5,10 +5,14 @@ mod account;
 #[cfg(target_arch = "bpf")]
 mod flows;
 #[cfg(target_arch = "bpf")]
+mod key;
+#[cfg(target_arch = "bpf")]
 mod mix;
 pub mod parse;
 #[cfg(target_arch = "bpf")]
 mod skb;
+#[cfg(target_arch = "bpf")]
+mod slot;
 
 #[cfg(target_arch = "bpf")]
 pub(crate) use {account::account, flows::pulse, mix::next_flow, skb::Device};

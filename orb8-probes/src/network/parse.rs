@@ -54,8 +54,8 @@ header!(Ipv6 {
     payload_length: u16,
     next_header: u8,
     hop_limit: u8,
-    src: [u32; 4],
-    dst: [u32; 4],
+    src: [u64; 2],
+    dst: [u64; 2],
 });
 header!(Extension { next_header: u8, length: u8, fragment: u16 });
 header!(Ports { src: u16, dst: u16 });
@@ -265,8 +265,8 @@ const fn key4(ip: &Ipv4, at: Sighting, transport: &Transport) -> FlowKey4 {
 #[inline(always)]
 const fn key6(ip: &Ipv6, protocol: u8, at: Sighting, transport: &Transport) -> FlowKey6 {
     FlowKey6 {
-        src: ip.src,
-        dst: ip.dst,
+        src: quarters(ip.src),
+        dst: quarters(ip.dst),
         src_port: transport.src_port,
         dst_port: transport.dst_port,
         ifindex: at.ifindex,
@@ -274,6 +274,18 @@ const fn key6(ip: &Ipv6, protocol: u8, at: Sighting, transport: &Transport) -> F
         protocol,
         flags: at.direction | transport.flags,
     }
+}
+
+/// An address as keys have it. It is read in halves, so that it is loaded as such.
+#[inline(always)]
+const fn quarters([first, second]: [u64; 2]) -> [u32; 4] {
+    #[inline(always)]
+    const fn split(half: u64) -> [u32; 2] {
+        let [a, b, c, d, e, f, g, h] = half.to_ne_bytes();
+        [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
+    }
+    let ([a, b], [c, d]) = (split(first), split(second));
+    [a, b, c, d]
 }
 
 /// Steps over IPv6 extension headers to the upper layer.

@@ -1,9 +1,16 @@
 //! How much a flow has had, to the packet and the byte, also where there is no room for it.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use aya::programs::TestRunOptions;
-use orb8_common::{drops::Drop, network::Counts};
+use orb8_common::{
+    Record,
+    drops::Drop,
+    network::{Counts, LastFlow6},
+};
 
 use crate::{
     EGRESS, INGRESS, one,
@@ -171,4 +178,42 @@ fn packets_without_flow_entry_and_overflow_counter_are_counted_as_such() {
     let seen: u64 = probe.flows().into_values().map(|counts| counts.packets).sum();
     assert_eq!((seen, probe.overflow(1).packets), (4, 0));
     assert_eq!((probe.drops(Drop::FlowTableFull), probe.drops(Drop::Uncounted)), (6, 6));
+}
+
+#[test]
+fn a_slot_that_is_read_while_it_changes_hands_says_so() {
+    const READS: u32 = 200_000;
+    const PRIORITY: usize = 32; // offset in struct __sk_buff
+    const RUN: u32 = 10_000;
+    let probe = Probe::load(&Sizes::default());
+    let bytes = udp(0, true).craft(INGRESS).bytes;
+    let mut context = [0; 192];
+    context[PRIORITY..PRIORITY + 4].copy_from_slice(&200_u32.to_ne_bytes());
+    let run = || {
+        let data_in = Some(&bytes[..]);
+        let ctx_in = Some(&context[..]);
+        let options = TestRunOptions { data_in, ctx_in, repeat: RUN, ..TestRunOptions::default() };
+        probe.run_with("orb8_mix", options);
+    };
+    run();
+    let (slots, done) = (probe.slots_v6(), AtomicBool::new(false));
+    let mixtures = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                run();
+            }
+        });
+        let mut mixtures = 0;
+        for _ in 0..READS {
+            let slots = slots.get(&0, 0).expect("reading LAST_V6");
+            let slots = slots.iter().map(|slot| LastFlow6::decode(slot).expect("a slot"));
+            for slot in slots.filter(|slot| slot.opened == slot.settled) {
+                let address = u32::from_be(slot.key.src[3]);
+                mixtures += u32::from(address != u32::from(slot.key.src_port));
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        mixtures
+    });
+    assert_eq!(mixtures, 0, "keys of two flows in one");
 }

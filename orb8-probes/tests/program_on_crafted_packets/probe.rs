@@ -133,6 +133,11 @@ impl Probe {
         found
     }
 
+    /// The slots of IPv6 flows, to be read while packets come.
+    pub(crate) fn slots_v6(&self) -> PerCpuArray<&MapData, [u8; LAST6]> {
+        self.slots("LAST_V6")
+    }
+
     /// As [`Self::flows`], and leaves the maps as if nothing had been seen.
     pub(crate) fn take_flows(&mut self) -> HashMap<Key, Counts> {
         let flows = self.flows();

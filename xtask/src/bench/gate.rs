@@ -6,7 +6,7 @@ use super::{cases::Case, measure::Cost, probe::Size};
 
 /// Instructions that the verifier may walk through in one program. The kernel gives up at a million;
 /// loading takes time in proportion.
-const MAX_VERIFIED: u32 = 60_000;
+const MAX_VERIFIED: u32 = 100_000;
 
 /// Names everything that is over its limit.
 pub(super) fn check(costs: &[(Case, Cost)], sizes: &[Size]) -> Result<()> {

@@ -53,10 +53,13 @@ pub(super) fn cost(case: &Case, rounds: u32, packets: u32) -> Result<Cost> {
     probe.check()?;
     floors.sort_by(f64::total_cmp);
     differences.sort_by(f64::total_cmp);
-    Ok(Cost {
-        floor: floors[floors.len() / 2],
-        median: differences[differences.len() / 2],
-        min: differences[0],
-        max: differences[differences.len() - 1],
-    })
+    // Tenths: the next digit is noise.
+    let [floor, median, min, max] = [
+        floors[floors.len() / 2],
+        differences[differences.len() / 2],
+        differences[0],
+        differences[differences.len() - 1],
+    ]
+    .map(|ns| (ns * 10.0).round() / 10.0);
+    Ok(Cost { floor, median, min, max })
 }
