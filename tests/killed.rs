@@ -7,29 +7,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::programs::loaded_programs;
 use orb8_agent::config::TcAttach;
-use orb8_testkit::{
-    Node, NodeOptions, Pod, PodSpec, Process, Program, Summary, program::UdpSend,
-};
+use orb8_testkit::{Node, NodeOptions, Pod, PodSpec, Process, Program, program::UdpSend};
 use orb8_tests::{
     AgentProcess, Client, Traced, address, assert_exact,
     hooks::{filters_at, has_clsact, is_orb8, programs_at},
 };
 
-const PORT: u16 = 7001;
+const PER_SECOND: u64 = 2_000;
 
 struct Scene {
     node: Node,
     client: Pod,
     server: Pod,
-    sink: Process,
 }
 
 /// Datagrams that flow while something happens.
 struct Traffic {
     sender: Process,
+    sink: Process,
 }
 
 impl Scene {
@@ -39,21 +37,22 @@ impl Scene {
         node.enter()?;
         let client = node.start_pod(PodSpec::new("shop", "client"))?;
         let server = node.start_pod(PodSpec::new("shop", "server"))?;
-        let sink = server.spawn("app", &Program::udp_sink(Ipv4Addr::UNSPECIFIED, PORT))?;
-        Ok(Self { node, client, server, sink })
+        Ok(Self { node, client, server })
     }
 
-    /// 2,000 datagrams a second for the given number of seconds.
+    /// Datagrams for the given number of seconds.
     fn begin_traffic(&self, seconds: u64) -> Result<Traffic> {
+        let sink = self.server.spawn("app", &Program::udp_sink(Ipv4Addr::UNSPECIFIED, 0))?;
+        let port = sink.addr().context("the sink listens")?.port();
         let send = UdpSend {
-            to: address(&self.server, false, PORT),
-            packets: 2_000 * seconds,
+            to: address(&self.server, false, port),
+            packets: PER_SECOND * seconds,
             size: 64,
-            pps: Some(2_000),
+            pps: Some(PER_SECOND),
             from_port: None,
             await_echo: false,
         };
-        Ok(Traffic { sender: self.client.spawn("app", &Program::UdpSend(send))? })
+        Ok(Traffic { sender: self.client.spawn("app", &Program::UdpSend(send))?, sink })
     }
 
     fn programs(&self) -> Result<Vec<String>> {
@@ -65,19 +64,25 @@ impl Scene {
     fn veths(&self) -> [&str; 2] {
         [self.client.veth(), self.server.veth()]
     }
-
-    /// Everything that was sent has arrived.
-    fn ensure_all_arrived(mut self, traffic: &[Summary]) -> Result<()> {
-        let sent: u64 = traffic.iter().map(|summary| summary.packets).sum();
-        let arrived = self.sink.stop()?.packets;
-        ensure!(sent > 0 && arrived == sent, "{arrived} of {sent} datagrams have arrived");
-        Ok(())
-    }
 }
 
 impl Traffic {
-    fn end(&mut self) -> Result<Summary> {
-        self.sender.wait_for(Duration::from_secs(30))
+    /// Every datagram has arrived.
+    fn end(self) -> Result<()> {
+        self.end_but_for_qdiscs(0)
+    }
+
+    /// The kernel stops a device for some milliseconds while a clsact qdisc comes or goes, with or
+    /// without orb8 (`dev_deactivate` in `qdisc_graft`), and drops what is sent to it meanwhile.
+    fn end_but_for_qdiscs(mut self, changes: u64) -> Result<()> {
+        const LOST_PER_CHANGE: u64 = PER_SECOND / 10;
+        let sent = self.sender.wait_for(Duration::from_secs(30))?.packets;
+        let arrived = self.sink.stop()?.packets;
+        ensure!(
+            (sent - changes * LOST_PER_CHANGE..=sent).contains(&arrived),
+            "{arrived} of {sent} datagrams have arrived"
+        );
+        Ok(())
     }
 }
 
@@ -130,33 +135,35 @@ fn counts_again(scene: &Scene, agent: &Client) -> Result<()> {
 fn a_killed_agent_with_tcx_leaves_nothing_and_costs_no_packet() -> Result<()> {
     let scene = Scene::start()?;
     let agent = start(&scene, "tcx")?;
-    let mut traffic = scene.begin_traffic(3)?;
+    let traffic = scene.begin_traffic(3)?;
     let ids = programs_of(agent.pid())?;
     assert_eq!(scene.programs()?.iter().filter(|name| is_orb8(name)).count(), 4);
     std::thread::sleep(Duration::from_millis(500));
     agent.kill();
     assert_eq!(scene.programs()?, [""; 0]);
     ensure_unloaded(&ids)?;
-    let first = traffic.end()?;
     // The next one finds a clean node.
     let agent = start(&scene, "tcx")?;
-    let second = scene.begin_traffic(1)?.end()?;
+    traffic.end()?;
+    scene.begin_traffic(1)?.end()?;
     counts_again(&scene, &agent)?;
     agent.terminate()?;
-    scene.ensure_all_arrived(&[first, second])
+    Ok(())
 }
 
 #[test]
 fn what_an_agent_killed_with_clsact_leaves_is_cleared_by_the_next() -> Result<()> {
     let scene = Scene::start()?;
     let agent = start(&scene, "clsact")?;
-    let mut traffic = scene.begin_traffic(4)?;
+    let traffic = scene.begin_traffic(1)?;
     let ids = programs_of(agent.pid())?;
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(Duration::from_millis(300));
     agent.kill();
+    traffic.end()?;
     assert_eq!(scene.programs()?.len(), 4, "clsact keeps filters of the dead");
 
     // Under traffic, whichever way the next one attaches.
+    let traffic = scene.begin_traffic(3)?;
     let next = start(&scene, "tcx")?;
     for veth in scene.veths() {
         assert_eq!(filters_at(&scene.node, veth)?, [""; 0]);
@@ -165,7 +172,7 @@ fn what_an_agent_killed_with_clsact_leaves_is_cleared_by_the_next() -> Result<()
     ensure_unloaded(&ids)?;
     let log = next.log()?;
     assert_eq!(log.matches("removed a leftover filter").count(), 4, "{log}");
-    let first = traffic.end()?;
+    traffic.end_but_for_qdiscs(2)?;
     next.terminate()?;
 
     // And by clsact again.
@@ -174,13 +181,13 @@ fn what_an_agent_killed_with_clsact_leaves_is_cleared_by_the_next() -> Result<()
     for veth in scene.veths() {
         assert_eq!(filters_at(&scene.node, veth)?, ["orb8_ingress", "orb8_egress"]);
     }
-    let second = scene.begin_traffic(1)?.end()?;
+    scene.begin_traffic(1)?.end()?;
     counts_again(&scene, &next)?;
     next.terminate()?;
     for veth in scene.veths() {
         assert!(!has_clsact(&scene.node, veth)?);
     }
-    scene.ensure_all_arrived(&[first, second])
+    Ok(())
 }
 
 #[test]
@@ -192,26 +199,27 @@ fn filters_of_another_running_orb8_are_not_removed() -> Result<()> {
         let filters = filters_at(&scene.node, veth)?;
         assert_eq!(filters.iter().filter(|name| is_orb8(name)).count(), 4, "{filters:?}");
     }
-    let sent = scene.begin_traffic(1)?.end()?;
+    scene.begin_traffic(1)?.end()?;
     counts_again(&scene, &first)?;
     counts_again(&scene, &second)?;
 
     // Nor when the other goes.
     second.terminate()?;
-    let more = scene.begin_traffic(1)?.end()?;
+    scene.begin_traffic(1)?.end()?;
     counts_again(&scene, &first)?;
     first.stop()?;
     for veth in scene.veths() {
         assert_eq!(filters_at(&scene.node, veth)?, [""; 0]);
         assert!(!has_clsact(&scene.node, veth)?, "the last one takes the qdisc along");
     }
-    scene.ensure_all_arrived(&[sent, more])
+    Ok(())
 }
 
-fn a_stopped_agent_leaves_nothing(how: &str) -> Result<()> {
+/// A stop under traffic changes as many clsact qdiscs.
+fn a_stopped_agent_leaves_nothing(how: &str, qdiscs: u64) -> Result<()> {
     let scene = Scene::start()?;
     let agent = start(&scene, how)?;
-    let mut traffic = scene.begin_traffic(2)?;
+    let traffic = scene.begin_traffic(2)?;
     let ids = programs_of(agent.pid())?;
     let log = agent.terminate()?;
     assert!(log.contains("stopped"), "{log}");
@@ -220,16 +228,15 @@ fn a_stopped_agent_leaves_nothing(how: &str) -> Result<()> {
         assert!(!has_clsact(&scene.node, veth)?);
     }
     ensure_unloaded(&ids)?;
-    let sent = traffic.end()?;
-    scene.ensure_all_arrived(&[sent])
+    traffic.end_but_for_qdiscs(qdiscs)
 }
 
 #[test]
 fn an_agent_that_is_asked_to_stop_leaves_nothing_on_tcx() -> Result<()> {
-    a_stopped_agent_leaves_nothing("tcx")
+    a_stopped_agent_leaves_nothing("tcx", 0)
 }
 
 #[test]
 fn an_agent_that_is_asked_to_stop_leaves_nothing_on_clsact() -> Result<()> {
-    a_stopped_agent_leaves_nothing("clsact")
+    a_stopped_agent_leaves_nothing("clsact", 2)
 }

@@ -75,6 +75,12 @@ impl AgentProcess {
         self.process.pid()
     }
 
+    /// Where the agent serves.
+    #[must_use]
+    pub fn grpc_addr(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, DEFAULT_GRPC_PORT).into()
+    }
+
     /// Where the agent's metrics are.
     #[must_use]
     pub fn metrics_addr(&self) -> SocketAddr {

@@ -142,6 +142,22 @@ impl Client {
         self.runtime.block_on(async { timeout(PATIENCE, exchange).await })??
     }
 
+    /// Writes `bytes` to a port of the node and does not care what becomes of it.
+    pub fn throw(&self, at: SocketAddr, bytes: &[u8]) -> Result<()> {
+        let bytes = bytes.to_vec();
+        let mut stream = self.runtime.block_on(self.runtime.spawn(TcpStream::connect(at)))??;
+        self.runtime.block_on(async {
+            let throw = async {
+                stream.write_all(&bytes).await?;
+                stream.shutdown().await?;
+                stream.read_to_end(&mut Vec::new()).await
+            };
+            // It may be refused at any point, or be waited for: both are right.
+            let _answer = timeout(Duration::from_millis(300), throw).await;
+        });
+        Ok(())
+    }
+
     /// Every sample of a scrape, by its name with labels.
     pub fn metrics(&self, at: SocketAddr) -> Result<BTreeMap<String, f64>> {
         let (code, text) = self.get(at, "/metrics")?;
