@@ -8,6 +8,7 @@ mod demo;
 mod leftovers;
 mod step;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,8 @@ enum Command {
     Demo,
     /// What the probes cost: nanoseconds over an empty program, program sizes
     Bench(bench::Args),
+    /// Kernel tests on Debian's kernels, from 5.10 to the newest, in emulated machines (minutes)
+    Vm(vm::Args),
     /// Regenerate what is generated and committed: orb8-proto/src/gen
     Codegen,
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Demo => demo::run(),
         Command::Bench(args) => bench::run(&args),
+        Command::Vm(args) => vm::run(&args),
         Command::Codegen => codegen::run(),
     };
     match result {

@@ -1,0 +1,76 @@
+//! What runs in a virtual machine, linked statically: it has no libraries but those of its tools.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::folder;
+use crate::step::{self, cargo};
+
+/// A test binary with its arguments; they run in this order.
+pub(super) struct Test {
+    pub(super) name: &'static str,
+    pub(super) arguments: &'static [&'static str],
+    pub(super) file: PathBuf,
+}
+
+/// Everything that was built.
+pub(super) struct Binaries {
+    pub(super) tests: Vec<Test>,
+    /// The programs of the testkit's pods.
+    pub(super) testpod: PathBuf,
+}
+
+/// The real object, verified by the kernel, and one helper of it after the other. Not the three
+/// properties that want thousands of packets: emulated, they take longer than all the rest, and
+/// what they are about is not what differs from kernel to kernel.
+const PROGRAM: (&str, &[&str]) = (
+    "program_on_crafted_packets",
+    &["--skip", "any_bytes", "--skip", "cut_anywhere", "--skip", "without_a_link_header"],
+);
+/// Real pods with real traffic: attached at TCX or clsact, harvested, compared with the kernel.
+const END_TO_END: (&str, &[&str]) = ("exact", &[]);
+
+const TESTPOD: &str = "orb8-testpod";
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+pub(super) fn build() -> Result<Binaries> {
+    let mut build = cargo();
+    build
+        // Emulation is slow enough for optimised code to be worth its wait.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        .env("CARGO_PROFILE_DEV_STRIP", "symbols")
+        .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
+        .env("ORB8_BPF", "required")
+        .args(["build", "--target", TARGET, "--target-dir"])
+        .arg(folder().join("build"))
+        .args(["--package", "orb8-probes", "--package", "orb8-tests", "--package", "orb8-testkit"])
+        .args(["--test", PROGRAM.0, "--test", END_TO_END.0, "--bin", TESTPOD])
+        .args(["--message-format", "json-render-diagnostics"]);
+    println!("building the tests, statically");
+    let output = build.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    ensure!(output.status.success(), "{build:?} failed: {}", output.status);
+    let messages = String::from_utf8(output.stdout).context("what cargo printed")?;
+    let test = |(name, arguments)| Ok(Test { name, arguments, file: executable(&messages, name)? });
+    Ok(Binaries {
+        tests: [PROGRAM, END_TO_END].into_iter().map(test).collect::<Result<_>>()?,
+        testpod: executable(&messages, TESTPOD)?,
+    })
+}
+
+/// Where cargo, by its messages, put the executable of the target `name`.
+fn executable(messages: &str, name: &str) -> Result<PathBuf> {
+    for line in messages.lines() {
+        let message: serde_json::Value = serde_json::from_str(line)?;
+        if message["target"]["name"] == name
+            && let Some(file) = message["executable"].as_str()
+        {
+            return Ok(step::root().join(Path::new(file)));
+        }
+    }
+    anyhow::bail!("cargo built no `{name}`")
+}
