@@ -8,7 +8,7 @@ use aya::programs::TcAttachType;
 use orb8_agent::config::TcAttach;
 use orb8_testkit::{Node, NodeOptions, Pod, PodSpec, Program};
 use orb8_tests::{
-    DROPPER, Dropper, Place, Traced, address, assert_exact,
+    Classifier, DROPPER, Place, Traced, address, assert_exact,
     hooks::{filters_at, has_clsact, is_orb8, programs_at, tc},
 };
 
@@ -40,11 +40,11 @@ impl Scene {
         Traced::start(&self.node, |config| config.tc_attach = how)
     }
 
-    fn drop_both(&self, place: Place) -> Result<[Dropper; 2]> {
+    fn drop_both(&self, place: Place) -> Result<[Classifier; 2]> {
         let (sender, receiver) = (self.client.veth(), self.server.veth());
         Ok([
-            Dropper::attach(sender, TcAttachType::Ingress, place, NOT_SENT)?,
-            Dropper::attach(receiver, TcAttachType::Egress, place, NOT_RECEIVED)?,
+            Classifier::dropper(sender, TcAttachType::Ingress, place, NOT_SENT)?,
+            Classifier::dropper(receiver, TcAttachType::Egress, place, NOT_RECEIVED)?,
         ])
     }
 
@@ -163,7 +163,7 @@ fn a_clsact_that_orb8_made_goes_with_it_and_one_that_others_made_stays() -> Resu
     // Unless somebody has come to use it in the meantime.
     let traced = scene.trace(TcAttach::Clsact)?;
     let place = Place::Clsact(7);
-    let _dropper = Dropper::attach(made_by_orb8, TcAttachType::Ingress, place, NOT_SENT)?;
+    let _dropper = Classifier::dropper(made_by_orb8, TcAttachType::Ingress, place, NOT_SENT)?;
     traced.stop()?;
     assert!(has_clsact(node, made_by_orb8)?);
     assert_eq!(filters_at(node, made_by_orb8)?, [DROPPER]);

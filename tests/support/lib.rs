@@ -2,8 +2,8 @@
 //! everybody uses.
 
 mod agent_process;
+mod classifier;
 mod client;
-mod dropper;
 mod heard;
 pub mod hooks;
 mod traced;
@@ -14,8 +14,8 @@ use anyhow::{Result, ensure};
 use orb8_testkit::Pod;
 
 pub use agent_process::AgentProcess;
+pub use classifier::{Classifier, DROPPER, Place};
 pub use client::Client;
-pub use dropper::{DROPPER, Dropper, Place};
 pub use heard::{Heard, Quiet, Sum, Trace};
 pub use traced::Traced;
 
