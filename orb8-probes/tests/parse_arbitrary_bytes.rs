@@ -116,3 +116,30 @@ fn a_first_look_reads_plain_packets_to_the_end() {
         }
     }
 }
+
+#[test]
+fn padding_behind_a_short_ip_packet_has_no_ports() {
+    // Ethernet frames have at least 60 bytes; what fills them up is not part of the IP packet.
+    let place = Place { ifindex: 7, egress: false, vlan: None };
+    let mut ipv4 = vec![0xee; 60];
+    ipv4[12..14].copy_from_slice(&[0x08, 0x00]);
+    ipv4[14] = 0x45;
+    ipv4[20..22].copy_from_slice(&[0, 0]);
+    ipv4[23] = 17;
+    let mut ipv6 = vec![0xee; 60];
+    ipv6[12..14].copy_from_slice(&[0x86, 0xdd]);
+    ipv6[14] = 0x60;
+    ipv6[20] = 17;
+    for length in [20_u16, 23, 24, 28] {
+        ipv4[16..18].copy_from_slice(&length.to_be_bytes());
+        let seen = host::second_look(&ipv4, host::at(place, Layer::Ethernet));
+        assert_eq!(seen.is_malformed(), length < 24, "an IPv4 packet of {length} bytes");
+        assert_eq!(ports(&seen) == [0, 0], length < 24);
+    }
+    for length in [1_u16, 3, 4, 6] {
+        ipv6[18..20].copy_from_slice(&length.to_be_bytes());
+        let seen = host::second_look(&ipv6, host::at(place, Layer::Ethernet));
+        assert_eq!(seen.is_malformed(), length < 4, "an IPv6 payload of {length} bytes");
+        assert_eq!(ports(&seen) == [0, 0], length < 4);
+    }
+}

@@ -233,8 +233,16 @@ fn ipv4(packet: &impl Packet, ip: &Ipv4, offset: usize) -> Transport {
     } else if u16::from_be(ip.fragment) & FRAGMENT_OFFSET != 0 {
         Transport::FRAGMENT
     } else {
-        transport(packet, ip.protocol, offset + header_length)
+        let end = end_of(offset, u16::from_be(ip.total_length));
+        transport(packet, ip.protocol, offset + header_length, end)
     }
+}
+
+/// Where the IP packet ends: short Ethernet frames are padded, and padding has no ports. A length of
+/// zero says nothing (GSO packets over 64 KiB have it).
+#[inline(always)]
+const fn end_of(start: usize, length: u16) -> usize {
+    if length == 0 { usize::MAX } else { start + length as usize }
 }
 
 #[inline(always)]
@@ -242,7 +250,9 @@ fn ipv6<P: Packet>(packet: &P, ip: &Ipv6, offset: usize) -> (u8, Transport) {
     if P::FIRST_LOOK && is_extension(ip.next_header) {
         (ip.next_header, Transport::MALFORMED)
     } else if ip.version_class >> 4 == 6 {
-        upper_layer(packet, ip.next_header, offset + size_of::<Ipv6>())
+        let start = offset + size_of::<Ipv6>();
+        let end = end_of(start, u16::from_be(ip.payload_length));
+        upper_layer(packet, ip.next_header, start, end)
     } else {
         (ip.next_header, Transport::MALFORMED)
     }
@@ -290,7 +300,7 @@ const fn quarters([first, second]: [u64; 2]) -> [u32; 4] {
 
 /// Steps over IPv6 extension headers to the upper layer.
 #[inline(always)]
-fn upper_layer<P: Packet>(packet: &P, first: u8, start: usize) -> (u8, Transport) {
+fn upper_layer<P: Packet>(packet: &P, first: u8, start: usize, end: usize) -> (u8, Transport) {
     const FRAGMENT_OFFSET: u16 = 0xfff8;
     let (mut next, mut offset) = (first, start);
     let mut extensions = 0;
@@ -316,7 +326,7 @@ fn upper_layer<P: Packet>(packet: &P, first: u8, start: usize) -> (u8, Transport
             return (next, Transport::FRAGMENT);
         }
     }
-    (next, transport(packet, next, offset))
+    (next, transport(packet, next, offset, end))
 }
 
 #[inline(always)]
@@ -349,30 +359,38 @@ impl Transport {
 }
 
 #[inline(always)]
-fn transport(packet: &impl Packet, protocol: u8, offset: usize) -> Transport {
+fn transport(packet: &impl Packet, protocol: u8, offset: usize, end: usize) -> Transport {
     let read = match protocol {
-        protocol::TCP => packet.header::<Tcp>(offset).map(|tcp| Transport {
+        protocol::TCP => within(packet, offset, end).map(|tcp: Tcp| Transport {
             src_port: u16::from_be(tcp.src),
             dst_port: u16::from_be(tcp.dst),
             tcp_flags: tcp.flags,
             flags: 0,
         }),
         protocol::UDP | protocol::UDP_LITE | protocol::SCTP | protocol::DCCP => {
-            packet.header::<Ports>(offset).map(|ports| Transport {
+            within(packet, offset, end).map(|ports: Ports| Transport {
                 src_port: u16::from_be(ports.src),
                 dst_port: u16::from_be(ports.dst),
                 ..Transport::NONE
             })
         }
-        protocol::ICMP | protocol::ICMPV6 => packet.header::<Icmp>(offset).map(|icmp| Transport {
-            src_port: u16::from(icmp.kind),
-            dst_port: u16::from(icmp.code),
-            ..Transport::NONE
-        }),
+        protocol::ICMP | protocol::ICMPV6 => {
+            within(packet, offset, end).map(|icmp: Icmp| Transport {
+                src_port: u16::from(icmp.kind),
+                dst_port: u16::from(icmp.code),
+                ..Transport::NONE
+            })
+        }
         _ => Some(Transport::NONE),
     };
     match read {
         Some(transport) => transport,
         None => Transport::MALFORMED,
     }
+}
+
+/// The header at `offset`, if the IP packet holds it.
+#[inline(always)]
+fn within<T: Header>(packet: &impl Packet, offset: usize, end: usize) -> Option<T> {
+    if offset + size_of::<T>() > end { None } else { packet.header(offset) }
 }
