@@ -182,7 +182,6 @@ fn asking_while_a_pod_starts_does_not_give_its_bytes_to_nobody() -> Result<()> {
 }
 
 #[test]
-#[ignore = "the end of a trace settles every interface, those without a known owner included"]
 fn a_trace_that_ends_while_a_pod_starts_does_not_give_its_bytes_to_nobody() -> Result<()> {
     a_late_pod_is_named(|traced| {
         let soon = StreamRequest { duration_ns: Some(1_000_000), ..StreamRequest::default() };

@@ -101,17 +101,25 @@ impl Live {
         subscribers.iter().any(|s| s.tally.active.load(Relaxed))
     }
 
-    /// Gives `record` to every subscriber that wants it, as `adapt` changes it for that one.
-    pub fn publish(&self, signal: &str, record: &Event, adapt: impl Fn(SubscriberId, &mut Event)) {
+    /// Gives `record` to every subscriber that wants it, as `adapt` changes it for that one, unless
+    /// `adapt` says that it is not for that one.
+    pub fn publish(
+        &self,
+        signal: &str,
+        record: &Event,
+        adapt: impl Fn(SubscriberId, &mut Event) -> bool,
+    ) {
         for subscriber in self.lock().iter() {
             if !subscriber.tally.active.load(Relaxed) || !wants(&subscriber.filter, signal, record)
             {
                 continue;
             }
+            let mut record = record.clone();
+            if !adapt(subscriber.id, &mut record) {
+                continue;
+            }
             match subscriber.queue.try_reserve() {
                 Ok(place) => {
-                    let mut record = record.clone();
-                    adapt(subscriber.id, &mut record);
                     place.send(record);
                     subscriber.tally.delivered.fetch_add(1, Relaxed);
                 }
@@ -160,7 +168,7 @@ mod tests {
         let sent = QUEUE + 100;
         let mut read = 0;
         for _ in 0..sent {
-            live.publish("network", &record("web"), |_, _| {});
+            live.publish("network", &record("web"), |_, _| true);
             while quick.records.try_recv().is_ok() {
                 read += 1;
             }
@@ -175,12 +183,12 @@ mod tests {
         let live = Live::default();
         let filter = StreamRequest { pod_name: "we".into(), ..Default::default() };
         let mut subscription = live.subscribe(filter);
-        live.publish("network", &record("web"), |_, _| {});
+        live.publish("network", &record("web"), |_, _| true);
         assert!(!live.is_heard());
         live.activate(subscription.id);
         assert!(live.is_heard());
-        live.publish("network", &record("web"), |_, _| {});
-        live.publish("network", &record("db"), |_, _| {});
+        live.publish("network", &record("web"), |_, _| true);
+        live.publish("network", &record("db"), |_, _| true);
         live.remove(subscription.id);
         let mut got = Vec::new();
         while let Ok(record) = subscription.records.try_recv() {

@@ -33,18 +33,23 @@ pub(super) enum Last {
 
 impl Task {
     /// Gives what was taken to its owners and tells whoever listens. Flows whose owner is not known
-    /// yet wait, unless `force`d.
-    pub(super) fn flush(&mut self, force: bool, last: Last) {
+    /// yet wait, but not for the agent's own end; a subscriber that leaves before them is told
+    /// without a name, and alone.
+    pub(super) fn flush(&mut self, last: Last) {
         let now = Instant::now();
         let heard = self.context.live.is_heard();
         for key in self.table.take_touched() {
             let settled = self.interfaces.get(key.serial()).is_none_or(|i| i.is_settled(now));
-            if !settled && !force {
-                self.table.postpone(key);
+            if settled || last == Last::Everybody {
+                self.attribute(&key, now);
+                self.give(&key, heard, last);
                 continue;
             }
-            self.attribute(&key, now);
-            self.give(&key, heard, last);
+            if let Last::One(leaving) = last {
+                self.attribute(&key, now);
+                self.tell_early(&key, leaving);
+            }
+            self.table.postpone(key);
         }
     }
 
@@ -60,11 +65,35 @@ impl Task {
         } else if flow.end.is_none() {
             return;
         }
-        if !heard {
-            return;
+        if let Some(told) = heard.then(|| self.told(key, &counts, first)).flatten() {
+            self.context.live.publish(NAME, &told, |subscriber, told| {
+                if last == Last::Everybody || last == Last::One(subscriber) {
+                    stop_trace(told);
+                }
+                true
+            });
         }
+    }
+
+    /// What waits for an owner stays where it is.
+    fn tell_early(&self, key: &FlowKey, leaving: SubscriberId) {
+        let Some(flow) = self.table.get(key).filter(|flow| !is_zero(&flow.unsettled)) else {
+            return;
+        };
+        if let Some(told) = self.told(key, &flow.unsettled, !flow.started) {
+            self.context.live.publish(NAME, &told, |subscriber, told| {
+                stop_trace(told);
+                subscriber == leaving
+            });
+        }
+    }
+
+    /// The record of a flow that moved by `counts`, or ended.
+    fn told(&self, key: &FlowKey, counts: &Counts, first: bool) -> Option<Event> {
+        let flow = self.table.get(key)?;
+        let interface = self.interfaces.get(key.serial())?;
         let mut told = record::frame(&self.context.config.node_name, key.id(), flow, interface);
-        record::set_counts(&mut told, &counts);
+        record::set_counts(&mut told, counts);
         told.timestamp_ns = self.clock.unix_ns(flow.last_ns);
         told.first_seen_ns = self.clock.unix_ns(flow.first_ns);
         let state = match (flow.end, first) {
@@ -76,16 +105,7 @@ impl Task {
             (None, false) => FlowState::Active,
         };
         told.state = state.into();
-        let told = self.event(event::Event::NetworkFlow(told));
-        self.context.live.publish(NAME, &told, |subscriber, told| {
-            let stops = last == Last::Everybody || last == Last::One(subscriber);
-            if let (true, Some(event::Event::NetworkFlow(flow))) = (stops, &mut told.event)
-                && flow.end_reason.is_empty()
-            {
-                flow.state = FlowState::Ended.into();
-                flow.end_reason = "trace_stopped".into();
-            }
-        });
+        Some(self.event(event::Event::NetworkFlow(told)))
     }
 
     fn event(&self, event: event::Event) -> Event {
@@ -144,7 +164,7 @@ impl Task {
             record::set_counts(&mut flow, &new);
             flow.timestamp_ns = self.clock.unix_ns(now);
             let event = self.event(event::Event::NetworkFlow(flow));
-            self.context.live.publish(NAME, &event, |_, _| {});
+            self.context.live.publish(NAME, &event, |_, _| true);
         }
     }
 
@@ -157,5 +177,15 @@ impl Task {
             local_ip,
             interface_is_host: interface.is_some_and(|i| i.side == Side::Host),
         })
+    }
+}
+
+/// Makes a record the flow's last one for a subscriber that leaves.
+fn stop_trace(told: &mut Event) {
+    if let Some(event::Event::NetworkFlow(flow)) = &mut told.event
+        && flow.end_reason.is_empty()
+    {
+        flow.state = FlowState::Ended.into();
+        flow.end_reason = "trace_stopped".into();
     }
 }

@@ -155,7 +155,7 @@ impl Task {
                 _ = drain.tick() => {
                     let read = self.drain();
                     self.resolve_owners().await;
-                    self.flush(false, Last::Nobody);
+                    self.flush(Last::Nobody);
                     if read * size_of::<NetworkFlowEvent>() * 4
                         > self.context.config.ring_buffer_size as usize
                     {
@@ -199,12 +199,11 @@ impl Task {
         }
     }
 
-    /// Takes everything that happened so far, and gives it to its owners. For a last time, even to
-    /// owners that are not known yet.
+    /// Takes everything that happened so far, and gives it to its owners.
     pub(super) fn settle(&mut self, last: Last) {
         self.drain();
         self.harvest();
-        self.flush(last != Last::Nobody, last);
+        self.flush(last);
     }
 
     async fn tick(&mut self) {
