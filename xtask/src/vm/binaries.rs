@@ -5,7 +5,7 @@ use std::{
     process::Stdio,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::folder;
 use crate::step::{self, cargo};
@@ -24,16 +24,20 @@ pub(super) struct Binaries {
     pub(super) testpod: PathBuf,
 }
 
-/// The real object, verified by the kernel, and one helper of it after the other. Not the three
-/// properties that want thousands of packets: emulated, they take longer than all the rest, and
-/// what they are about is not what differs from kernel to kernel.
-const PROGRAM: (&str, &[&str]) = (
-    "program_on_crafted_packets",
-    &["--skip", "any_bytes", "--skip", "cut_anywhere", "--skip", "without_a_link_header"],
-);
-/// Real pods with real traffic: attached at TCX or clsact, harvested, compared with the kernel.
-const END_TO_END: (&str, &[&str]) = ("exact", &[]);
+/// Test targets of [`PACKAGES`], each with its arguments, in the order in which they run.
+const TESTS: [(&str, &[&str]); 2] = [
+    // The real object, verified by the kernel, and one helper of it after the other. Not the three
+    // properties that want thousands of packets: emulated, they take longer than all the rest, and
+    // what they are about is not what differs from kernel to kernel.
+    (
+        "program_on_crafted_packets",
+        &["--skip", "any_bytes", "--skip", "cut_anywhere", "--skip", "without_a_link_header"],
+    ),
+    // Real pods with real traffic: attached at TCX or clsact, harvested, compared with the kernel.
+    ("exact", &[]),
+];
 
+const PACKAGES: [&str; 3] = ["orb8-probes", "orb8-tests", "orb8-testkit"];
 const TESTPOD: &str = "orb8-testpod";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -48,8 +52,9 @@ pub(super) fn build() -> Result<Binaries> {
         .env("ORB8_BPF", "required")
         .args(["build", "--target", TARGET, "--target-dir"])
         .arg(folder().join("build"))
-        .args(["--package", "orb8-probes", "--package", "orb8-tests", "--package", "orb8-testkit"])
-        .args(["--test", PROGRAM.0, "--test", END_TO_END.0, "--bin", TESTPOD])
+        .args(PACKAGES.iter().flat_map(|package| ["--package", package]))
+        .args(TESTS.iter().flat_map(|(name, _)| ["--test", name]))
+        .args(["--bin", TESTPOD])
         .args(["--message-format", "json-render-diagnostics"]);
     println!("building the tests, statically");
     let output = build.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
@@ -57,7 +62,7 @@ pub(super) fn build() -> Result<Binaries> {
     let messages = String::from_utf8(output.stdout).context("what cargo printed")?;
     let test = |(name, arguments)| Ok(Test { name, arguments, file: executable(&messages, name)? });
     Ok(Binaries {
-        tests: [PROGRAM, END_TO_END].into_iter().map(test).collect::<Result<_>>()?,
+        tests: TESTS.into_iter().map(test).collect::<Result<_>>()?,
         testpod: executable(&messages, TESTPOD)?,
     })
 }
@@ -72,5 +77,5 @@ fn executable(messages: &str, name: &str) -> Result<PathBuf> {
             return Ok(step::root().join(Path::new(file)));
         }
     }
-    anyhow::bail!("cargo built no `{name}`")
+    bail!("cargo built no `{name}`")
 }
