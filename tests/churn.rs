@@ -193,7 +193,6 @@ fn an_index_that_is_used_again_at_once_does_not_mix_two_pods() -> Result<()> {
 }
 
 #[test]
-#[ignore = "packets of the former pod that wait in a CPU's slot are added to the new pod's entry"]
 fn an_index_that_is_used_again_with_the_same_ports_does_not_mix_two_pods() -> Result<()> {
     two_pods_take_turns_on_one_index(|_| 4_000)
 }

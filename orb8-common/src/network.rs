@@ -128,6 +128,8 @@ macro_rules! last_flow {
             pub reserved: u32,
             /// Not yet added to the flow's entry.
             pub pending: Counts,
+            /// `first_ns` of the entry that they belong to: the key may come back to life.
+            pub life: u64,
             /// `bpf_jiffies64` of the last packet.
             pub last_jiffies: u64,
             /// `bpf_jiffies64` when the slot was taken; it is good for a few jiffies only.
@@ -141,11 +143,11 @@ macro_rules! last_flow {
 
 last_flow!(
     /// Per-CPU slot of `LAST_V4`: the run of packets of one flow that is being combined.
-    LastFlow4, FlowKey4, 80
+    LastFlow4, FlowKey4, 88
 );
 last_flow!(
     /// Per-CPU slot of `LAST_V6`: the run of packets of one flow that is being combined.
-    LastFlow6, FlowKey6, 104
+    LastFlow6, FlowKey6, 112
 );
 
 /// Bits of the TCP flags byte (RFC 9293) that mark a flow's life.

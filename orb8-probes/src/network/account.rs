@@ -101,7 +101,7 @@ fn combine<K: Family>(ctx: &TcContext, key: K, tcp_flags: u8) {
         slot.settle(now);
         if let Some(entry) = key.entry() {
             flows::add(entry, &counts, now);
-            return slot.hand_to(&key, now);
+            return slot.hand_to(&key, entry, now);
         }
     }
     turn(ctx.skb.skb, &key, tcp_flags, slot);
@@ -128,7 +128,7 @@ fn turn<K: Family>(skb: *mut __sk_buff, key: &K, tcp_flags: u8, slot: &mut Slot<
         flows::overflow(key, &packet.counts);
         return slot.release();
     };
-    slot.hand_to(key, packet.now);
+    slot.hand_to(key, entry, packet.now);
     flows::report(key, entry, new | reasons_of(tcp_flags), tcp_flags);
 }
 

@@ -3,7 +3,7 @@
 use core::{arch::asm, mem::offset_of};
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use orb8_common::network::{Counts, LastFlow4, LastFlow6};
+use orb8_common::network::{Counts, FlowStats, LastFlow4, LastFlow6};
 
 use super::{
     flows::{self, Family},
@@ -26,6 +26,7 @@ pub(super) struct Slot<K> {
     settled: u64,
     key: K,
     pending: Counts,
+    life: u64,
     last_jiffies: u64,
     loaded_jiffies: u64,
     opened: u64,
@@ -38,8 +39,28 @@ macro_rules! same_layout {
     };
 }
 
-same_layout!(Slot<Key4>, LastFlow4, settled, key, pending, last_jiffies, loaded_jiffies, opened);
-same_layout!(Slot<Key6>, LastFlow6, settled, key, pending, last_jiffies, loaded_jiffies, opened);
+same_layout!(
+    Slot<Key4>,
+    LastFlow4,
+    settled,
+    key,
+    pending,
+    life,
+    last_jiffies,
+    loaded_jiffies,
+    opened
+);
+same_layout!(
+    Slot<Key6>,
+    LastFlow6,
+    settled,
+    key,
+    pending,
+    life,
+    last_jiffies,
+    loaded_jiffies,
+    opened
+);
 
 /// This CPU's slot for packets of `key`'s direction.
 #[inline(always)]
@@ -74,19 +95,22 @@ impl<K: Family> Slot<K> {
         self.opened = self.settled + 1;
         barrier();
         if self.pending.packets != 0 {
-            // No entry: the interface is gone, and the agent took what waited when it removed the
-            // flow.
-            if let Some(entry) = self.key.entry() {
+            // No entry, or one of a later life: the interface is gone, and the agent took what
+            // waited when it removed the flow.
+            if let Some(entry) = self.key.entry()
+                && flows::life(entry) == self.life
+            {
                 flows::add(entry, &self.pending, now);
             }
             self.pending = Counts { packets: 0, bytes: 0, extra_segments: 0 };
         }
     }
 
-    /// Starts a run of `key` in a settled slot.
+    /// Starts a run of `key`, whose entry is `entry`, in a settled slot.
     #[inline(always)]
-    pub(super) fn hand_to(&mut self, key: &K, now: u64) {
+    pub(super) fn hand_to(&mut self, key: &K, entry: *const FlowStats, now: u64) {
         self.key = *key;
+        self.life = flows::life(entry);
         self.last_jiffies = now;
         self.loaded_jiffies = now;
         barrier();

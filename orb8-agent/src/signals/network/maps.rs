@@ -166,7 +166,7 @@ impl Probe {
                 let Some((stats, run)) = flows.get_mut(&id) else { continue };
                 if !whole {
                     *run = Run::Torn;
-                } else if !is_zero(&slot.pending) {
+                } else if !is_zero(&slot.pending) && slot.life == stats.first_ns {
                     add(&mut stats.counts, &slot.pending);
                     stats.last_jiffies = stats.last_jiffies.max(slot.last_jiffies);
                     *run = (*run).max(Run::Waiting);
@@ -186,6 +186,7 @@ impl Probe {
                 slots.push(Slot {
                     id: FlowId { key: last.key.widen(), family: family::V4 },
                     pending: last.pending,
+                    life: last.life,
                     last_jiffies: last.last_jiffies,
                     opened: last.opened,
                     settled: last.settled,
@@ -195,6 +196,7 @@ impl Probe {
                 slots.push(Slot {
                     id: FlowId { key: last.key, family: family::V6 },
                     pending: last.pending,
+                    life: last.life,
                     last_jiffies: last.last_jiffies,
                     opened: last.opened,
                     settled: last.settled,
@@ -277,6 +279,7 @@ pub(super) enum Run {
 struct Slot {
     id: FlowId,
     pending: Counts,
+    life: u64,
     last_jiffies: u64,
     opened: u64,
     settled: u64,
