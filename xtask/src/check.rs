@@ -4,7 +4,8 @@ use anyhow::Result;
 
 use crate::step::{self, cargo, program};
 
-const SCRIPTS: [&str; 3] = ["scripts/setup.sh", "scripts/setup-lima.sh", ".ci/run"];
+const SCRIPTS: [&str; 4] =
+    ["scripts/setup.sh", "scripts/setup-lima.sh", ".ci/run", "xtask/src/vm/init.sh"];
 
 /// Cheapest first. The optional tools are skipped by name, so that nobody takes silence for a pass.
 pub(crate) fn run() -> Result<()> {
