@@ -3,6 +3,9 @@
 use orb8_common::network::Pulse;
 use rustix::time::{ClockId, clock_gettime};
 
+/// More than a reading takes, and less than anybody cares about.
+const CLOCK_STEP_NS: u64 = 1_000_000;
+
 /// Two readings of the kernel's clocks; times between them are interpolated, so nobody has to know
 /// how long a jiffy is.
 pub(super) struct Clock {
@@ -19,7 +22,12 @@ impl Clock {
     pub(super) fn advance(&mut self, pulse: Pulse) {
         self.before = self.now;
         self.now = pulse;
-        self.unix_minus_boot = unix_minus_boot();
+        // Two readings differ by the time between them. Only a step of the wall clock is news;
+        // anything less would make one moment's times differ from record to record.
+        let measured = unix_minus_boot();
+        if measured.abs_diff(self.unix_minus_boot) > CLOCK_STEP_NS {
+            self.unix_minus_boot = measured;
+        }
     }
 
     /// Nanoseconds since boot, as of the last reading.
