@@ -27,6 +27,8 @@ use crate::{
 /// Surveys of the node's processes are this far apart at least: each reads a link per process.
 const BETWEEN_SURVEYS: Duration = Duration::from_millis(250);
 
+/// How old what is known of the default route may be.
+const BETWEEN_ROUTES: Duration = Duration::from_secs(5);
 /// Moments at which the kernel's and our counters are compared for a start. On an interface that is
 /// never quiet the comparison stays off by what passed in between, and says so.
 const BASELINE_ATTEMPTS: usize = 5;
@@ -68,14 +70,9 @@ impl Task {
 
     /// Attaches to what should be traced and is not; detaches from what is and should not.
     pub(super) async fn reconcile(&mut self) {
+        self.read_default_route().await;
         let there: Vec<Link> = self.known_links.values().cloned().collect();
-        let no_pods = !there.iter().any(Link::host_side_of_pod);
-        let default_route = if self.context.config.interfaces.is_empty() && no_pods {
-            self.links.default_route_interfaces().await.unwrap_or_default()
-        } else {
-            Vec::new()
-        };
-        let wanted = wanted(&self.context.config, &there, &default_route);
+        let wanted = wanted(&self.context.config, &there, &self.default_route);
         let indices: HashSet<u32> = wanted.iter().map(|(link, _)| link.index).collect();
         let unwanted: Vec<u32> = self
             .interfaces
@@ -95,6 +92,20 @@ impl Task {
             self.attach(&link, side).await;
         }
         self.report_state();
+    }
+
+    /// A node may have very many routes, and its pods come and go much more often than they do.
+    async fn read_default_route(&mut self) {
+        let now = Instant::now();
+        let recent = |at: Instant| now.saturating_duration_since(at) < BETWEEN_ROUTES;
+        if self.default_route_read.is_some_and(recent) {
+            return;
+        }
+        self.default_route_read = Some(now);
+        match self.links.default_route_interfaces().await {
+            Ok(interfaces) => self.default_route = interfaces,
+            Err(error) => tracing::warn!("{error}"),
+        }
     }
 
     async fn attach(&mut self, link: &Link, side: Side) {

@@ -180,14 +180,63 @@ impl Interfaces {
 ///
 /// Named ones if any are named; else every pod's veth; else the default route's interface. Both of
 /// the last two together would count a packet that leaves the node twice.
+///
+/// Where the node itself is a container (kind, a VM in a pod), its own way out is a veth as well:
+/// the interface of the default route is nobody's but the node's.
 pub(super) fn wanted(config: &Config, links: &[Link], default_route: &[u32]) -> Vec<(Link, Side)> {
-    let side = |link: &Link| if link.host_side_of_pod() { Side::Workload } else { Side::Host };
+    let leads_out = |link: &Link| default_route.contains(&link.index);
+    let is_pods = |link: &Link| link.host_side_of_pod() && !leads_out(link);
     let choose = |wants: &dyn Fn(&Link) -> bool| -> Vec<(Link, Side)> {
+        let side = |link: &Link| if is_pods(link) { Side::Workload } else { Side::Host };
         links.iter().filter(|l| wants(l)).map(|l| (l.clone(), side(l))).collect()
     };
     if !config.interfaces.is_empty() {
         return choose(&|link| config.names_interface(&link.name));
     }
-    let pods = choose(&Link::host_side_of_pod);
-    if pods.is_empty() { choose(&|link| default_route.contains(&link.index)) } else { pods }
+    let pods = choose(&is_pods);
+    if pods.is_empty() { choose(&leads_out) } else { pods }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RawConfig;
+
+    fn link(index: u32, name: &str, peer_nsid: Option<i32>) -> Link {
+        Link {
+            index,
+            name: name.into(),
+            kind: peer_nsid.map(|_| "veth".into()),
+            arphrd: 1,
+            up: true,
+            peer_index: None,
+            peer_nsid,
+            counters: LinkCounters::default(),
+        }
+    }
+
+    fn chosen(named: &[&str], links: &[Link], default_route: &[u32]) -> Vec<(String, Side)> {
+        let interfaces = named.iter().map(|name| (*name).to_owned()).collect();
+        let config = RawConfig { interfaces, ..RawConfig::default() }.resolve().unwrap();
+        let wanted = wanted(&config, links, default_route);
+        wanted.into_iter().map(|(link, side)| (link.name, side)).collect()
+    }
+
+    #[test]
+    fn every_pods_veth_or_else_the_way_out_but_never_both() {
+        let (eth0, pod) = (link(2, "eth0", None), link(3, "veth3", Some(0)));
+        let both = [eth0.clone(), pod];
+        assert_eq!(chosen(&[], &both, &[2]), [("veth3".into(), Side::Workload)]);
+        assert_eq!(chosen(&[], &[eth0], &[2]), [("eth0".into(), Side::Host)]);
+    }
+
+    #[test]
+    fn the_way_out_of_a_node_in_a_container_is_not_a_pods_veth() {
+        let (eth0, pod) = (link(2, "eth0", Some(0)), link(3, "veth3", Some(1)));
+        let both = [eth0.clone(), pod];
+        assert_eq!(chosen(&[], &both, &[2]), [("veth3".into(), Side::Workload)]);
+        assert_eq!(chosen(&[], &[eth0], &[2]), [("eth0".into(), Side::Host)]);
+        let named = [("eth0".into(), Side::Host), ("veth3".into(), Side::Workload)];
+        assert_eq!(chosen(&["eth0", "veth*"], &both, &[2]), named);
+    }
 }

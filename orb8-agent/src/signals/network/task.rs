@@ -76,6 +76,8 @@ pub(super) struct Task {
     pub(super) links: Links,
     pub(super) link_watch: LinkWatch,
     pub(super) known_links: HashMap<u32, Link>,
+    pub(super) default_route: Vec<u32>,
+    pub(super) default_route_read: Option<Instant>,
     /// Gone from the node; their last packets are still to be taken.
     pub(super) retiring: Vec<Serial>,
     pub(super) netns: NetnsResolver,
@@ -115,6 +117,8 @@ impl Task {
             links,
             link_watch,
             known_links: there.into_iter().map(|link| (link.index, link)).collect(),
+            default_route: Vec::new(),
+            default_route_read: None,
             retiring: Vec::new(),
             netns: NetnsResolver::open()?,
             surveyed: None,
@@ -216,6 +220,8 @@ impl Task {
         self.settle(Last::Nobody);
         if self.ticks.is_multiple_of(TICKS_PER_CLEANUP) {
             self.clean_up();
+            // A default route comes and goes without a word from its interface.
+            self.reconcile().await;
         }
     }
 
