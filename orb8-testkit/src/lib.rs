@@ -15,11 +15,12 @@
 
 mod binary;
 mod cgroup;
+pub mod kube_api;
 mod link;
 mod netns;
 mod node;
 mod pod;
-mod pod_list;
+mod pod_object;
 mod pod_spec;
 mod process;
 pub mod program;
@@ -28,6 +29,7 @@ mod spawner;
 
 pub use binary::testpod_path;
 pub use cgroup::{CgroupDriver, Qos, Runtime};
+pub use kube_api::KubeApi;
 pub use link::{LinkCounters, Veth};
 pub use netns::Netns;
 pub use node::{Node, NodeOptions};

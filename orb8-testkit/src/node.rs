@@ -6,19 +6,21 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::cgroup::{self, CgroupDriver, Layout, Runtime};
+use crate::kube_api::{self, KubeApi};
 use crate::link::{LinkCounters, Veth};
 use crate::netns::{Netns, new_netns};
 use crate::pod::{Identity, Pod};
+use crate::pod_object::{Phase, node_object, pod_list, pod_object};
 use crate::pod_spec::PodSpec;
 use crate::process::Process;
 use crate::program::{Hold, Program};
-use crate::{pod_list, testpod_path};
+use crate::testpod_path;
 
 /// Nodes that this process has started: the next one's number.
 static NODES: AtomicU32 = AtomicU32::new(1);
@@ -53,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) netns: Netns,
     pub(crate) layout: Layout,
     pods: Mutex<Pods>,
+    /// Learns of this node's pods, once there is one.
+    api: OnceLock<Arc<kube_api::Shared>>,
     holder: Mutex<Process>,
 }
 
@@ -120,6 +124,7 @@ impl Node {
             netns,
             layout,
             pods: Mutex::default(),
+            api: OnceLock::new(),
             holder: Mutex::new(holder),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -220,10 +225,23 @@ impl Node {
         &self.shared.cgroup
     }
 
+    /// From now on, the API learns of the node and of what becomes of its pods, as from a kubelet.
+    ///
+    /// # Errors
+    /// When the node reports to an API already.
+    pub fn report_to(&self, api: &KubeApi) -> Result<()> {
+        if self.shared.api.set(api.shared()).is_err() {
+            bail!("{} reports to an API already", self.name());
+        }
+        api.apply(node_object(&self.shared))?;
+        let pods: Vec<_> = self.shared.pods().by_host_number.values().cloned().collect();
+        pods.iter().try_for_each(|pod| self.shared.report(pod, Phase::Running))
+    }
+
     /// The running pods as a Kubernetes v1 `PodList`, as `kubectl get pods -A -o json` prints it.
     #[must_use]
     pub fn pod_list(&self) -> Value {
-        pod_list::pod_list(&self.shared, self.shared.pods().by_host_number.values())
+        pod_list(&self.shared, self.shared.pods().by_host_number.values())
     }
 
     /// Writes [`pod_list`](Self::pod_list) to a file, in one step: a reader sees the old list or the new one.
@@ -277,6 +295,18 @@ impl Shared {
         pods.last_host_number = host;
         pods.by_host_number.insert(host, Arc::clone(&identity));
         Ok(identity)
+    }
+
+    /// Tells the API, if there is one, how far a pod has come.
+    pub(crate) fn report(&self, pod: &Identity, phase: Phase) -> Result<()> {
+        let Some(api) = self.api.get() else { return Ok(()) };
+        api.apply(pod_object(self, pod, phase)).map(drop)
+    }
+
+    /// Tells the API, if there is one, that a pod is gone.
+    pub(crate) fn report_gone(&self, pod: &Identity) -> Result<()> {
+        let Some(api) = self.api.get() else { return Ok(()) };
+        api.delete("Pod", &pod.spec.namespace, &pod.spec.name).map(drop)
     }
 
     /// Takes a pod off the list.

@@ -14,6 +14,7 @@ use crate::cgroup::{self, Layout, Runtime};
 use crate::link::{LinkCounters, await_forwarding};
 use crate::netns::{Netns, new_netns};
 use crate::node::Shared;
+use crate::pod_object::Phase;
 use crate::pod_spec::PodSpec;
 use crate::process::Process;
 use crate::program::{Hold, Program};
@@ -87,6 +88,7 @@ pub struct Pod {
     netns: Netns,
     veth: String,
     ifindex: u32,
+    is_gone: bool,
 }
 
 impl Pod {
@@ -101,13 +103,16 @@ impl Pod {
             netns: node.netns.clone(),
             sandbox: None,
             ifindex: 0,
+            is_gone: false,
             identity,
             node,
         };
         // From here on, dropping the half-made pod takes it apart again.
+        pod.node.report(&pod.identity, Phase::Pending)?;
         pod.make_cgroups()?;
         pod.start_sandbox()?;
         pod.connect()?;
+        pod.node.report(&pod.identity, Phase::Running)?;
         Ok(pod)
     }
 
@@ -278,14 +283,25 @@ impl Pod {
     }
 
     fn tear_down(&mut self) -> Result<()> {
+        // Its address and its name may be another's by the second time.
+        if std::mem::replace(&mut self.is_gone, true) {
+            return Ok(());
+        }
         let Some(sandbox) = self.sandbox.take() else {
-            return self.leave();
+            self.leave()?;
+            return self.node.report_gone(&self.identity);
         };
+        let asked = SystemTime::now();
+        self.node.report(&self.identity, Phase::Terminating { asked })?;
         // Deleted by name, because a namespace takes its links away only some time after its last process. It fails when
         // the node was killed, and the link with it, or when the link was never made.
         let _ = self.node.netns.ip(&[], &format!("link del {}", self.veth));
         drop(sandbox);
-        self.leave()
+        let ended = Phase::Ended { asked, finished: SystemTime::now() };
+        self.leave()?;
+        // As late as from a kubelet: the pod's address may be another's by now.
+        self.node.report(&self.identity, ended)?;
+        self.node.report_gone(&self.identity)
     }
 
     fn leave(&self) -> Result<()> {

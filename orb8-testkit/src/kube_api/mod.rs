@@ -1,0 +1,250 @@
+//! A Kubernetes API over real HTTP: lists, watches, versions, tokens, and every way in which one can fail.
+//!
+//! State is driven by calls, not by requests: [`KubeApi::apply`] and [`KubeApi::delete`] are what a kubelet or a
+//! controller would have done. Clients only read.
+
+mod answer;
+mod body;
+mod faults;
+mod kinds;
+mod request_log;
+mod selector;
+mod serve;
+mod store;
+mod watch;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use tokio::sync::watch as channel;
+use tokio_util::sync::CancellationToken;
+
+pub use faults::{Break, Faults, Gone, Trickle};
+pub use request_log::LoggedRequest;
+
+use crate::Netns;
+use store::Store;
+
+/// A running API. Dropping it closes its port and every connection.
+#[derive(Debug)]
+pub struct KubeApi {
+    shared: Arc<Shared>,
+    addr: SocketAddr,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the server's tasks and the test share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    store: Mutex<Store>,
+    faults: Mutex<Faults>,
+    log: Mutex<Vec<LoggedRequest>>,
+    /// The version of the newest change; watches wait for it.
+    newest: channel::Sender<u64>,
+    /// Bookmarks and expiries that were asked for, so far.
+    signals: channel::Sender<Signals>,
+    /// Ends every connection of now with a reset.
+    cut: Mutex<CancellationToken>,
+    accepting: channel::Sender<bool>,
+    open_watches: AtomicUsize,
+}
+
+/// Counts, so that nobody misses one by looking late.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Signals {
+    bookmarks: u64,
+    expiries: u64,
+}
+
+impl KubeApi {
+    /// Starts an API without objects, on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    /// When there is no port or no thread.
+    pub fn start() -> Result<Self> {
+        Self::launch(None)
+    }
+
+    /// Starts an API on a free port of a namespace's 127.0.0.1.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), and when the namespace cannot be entered.
+    pub fn start_in(netns: &Netns) -> Result<Self> {
+        Self::launch(Some(netns.clone()))
+    }
+
+    fn launch(netns: Option<Netns>) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            store: Mutex::default(),
+            faults: Mutex::default(),
+            log: Mutex::default(),
+            newest: channel::Sender::new(0),
+            signals: channel::Sender::default(),
+            cut: Mutex::default(),
+            accepting: channel::Sender::new(true),
+            open_watches: AtomicUsize::new(0),
+        });
+        let stop = CancellationToken::new();
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let (for_thread, stop_thread) = (Arc::clone(&shared), stop.clone());
+        let thread = thread::Builder::new()
+            .name("orb8-kube-api".into())
+            .spawn(move || serve::run(for_thread, netns, &stop_thread, &tell))?;
+        let addr = told.recv().context("the API's thread is gone")??;
+        Ok(Self { shared, addr, stop, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// `http://127.0.0.1:<port>`
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Writes a kubeconfig that leads here, with the token that is in `token_file`, if any.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_kubeconfig(&self, path: &Path, token_file: Option<&Path>) -> Result<()> {
+        let user = token_file.map_or_else(|| json!({}), |file| json!({ "tokenFile": file }));
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{ "name": "testkit", "cluster": { "server": self.url() } }],
+            "users": [{ "name": "testkit", "user": user }],
+            "contexts": [{ "name": "testkit", "context": { "cluster": "testkit", "user": "testkit" } }],
+            "current-context": "testkit",
+        });
+        fs::write(path, serde_json::to_vec_pretty(&config)?)
+            .with_context(|| path.display().to_string())
+    }
+
+    /// Adds an object, or replaces the one of the same kind, namespace and name. What the API server fills in is filled
+    /// in: `uid` and `creationTimestamp` where they are missing, `resourceVersion` always. Gives the version.
+    ///
+    /// # Errors
+    /// When it has no name, or is of a kind that this API does not serve.
+    pub fn apply(&self, object: Value) -> Result<u64> {
+        self.shared.apply(object)
+    }
+
+    /// Removes an object; false when there is none.
+    ///
+    /// # Errors
+    /// When this API does not serve the kind.
+    pub fn delete(&self, kind: &str, namespace: &str, name: &str) -> Result<bool> {
+        self.shared.delete(kind, namespace, name)
+    }
+
+    /// Changes how it fails, from now on.
+    pub fn faults(&self, change: impl FnOnce(&mut Faults)) {
+        change(&mut lock(&self.shared.faults));
+    }
+
+    /// Resets every connection of now.
+    pub fn cut(&self) {
+        std::mem::take(&mut *lock(&self.shared.cut)).cancel();
+    }
+
+    /// Closes the port and resets every connection, or opens the port again.
+    pub fn refuse(&self, refuse: bool) {
+        self.shared.accepting.send_replace(!refuse);
+        if refuse {
+            self.cut();
+        }
+    }
+
+    /// Forgets the history: watches from a version before now are gone.
+    pub fn compact(&self) {
+        lock(&self.shared.store).compact();
+    }
+
+    /// Ends every running watch with an `ERROR` event of code 410.
+    pub fn expire_watches(&self) {
+        self.shared.signals.send_modify(|signals| signals.expiries += 1);
+    }
+
+    /// Sends a bookmark to every watch that allows them.
+    pub fn bookmark(&self) {
+        self.shared.signals.send_modify(|signals| signals.bookmarks += 1);
+    }
+
+    /// Requests that were answered so far, in that order.
+    #[must_use]
+    pub fn requests(&self) -> Vec<LoggedRequest> {
+        lock(&self.shared.log).clone()
+    }
+
+    /// Watches that run now.
+    #[must_use]
+    pub fn open_watches(&self) -> usize {
+        self.shared.open_watches.load(Ordering::SeqCst)
+    }
+
+    /// Waits until this many watches run.
+    ///
+    /// # Errors
+    /// When it takes longer than `limit`; the error shows the requests so far.
+    pub fn await_watches(&self, count: usize, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while self.open_watches() != count {
+            if Instant::now() > deadline {
+                bail!(
+                    "{} watches, expected {count} within {limit:?}; requests: {:#?}",
+                    self.open_watches(),
+                    self.requests()
+                );
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+}
+
+impl Shared {
+    pub(crate) fn apply(&self, object: Value) -> Result<u64> {
+        let version = lock(&self.store).apply(object)?;
+        self.newest.send_replace(version);
+        Ok(version)
+    }
+
+    pub(crate) fn delete(&self, kind: &str, namespace: &str, name: &str) -> Result<bool> {
+        let version = lock(&self.store).delete(kind, namespace, name)?;
+        if let Some(version) = version {
+            self.newest.send_replace(version);
+        }
+        Ok(version.is_some())
+    }
+}
+
+impl Drop for KubeApi {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            eprintln!("orb8-testkit: the Kubernetes API panicked");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

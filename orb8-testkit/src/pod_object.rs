@@ -1,0 +1,212 @@
+//! The pods of a node as the Kubernetes API knows them, from the first object to the last.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use crate::cgroup::Qos;
+use crate::node::Shared;
+use crate::pod::{Container, Identity};
+
+/// How far a pod has come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Phase {
+    /// The kubelet has taken it on; it has no address yet.
+    Pending,
+    /// Its containers run.
+    Running,
+    /// It is to be deleted, and still runs.
+    Terminating {
+        /// When somebody asked for that.
+        asked: SystemTime,
+    },
+    /// Its containers have ended; it is about to be deleted.
+    Ended {
+        /// As before.
+        asked: SystemTime,
+        /// When its last container ended.
+        finished: SystemTime,
+    },
+}
+
+/// How long a pod may take to end before it is killed, as the API says.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// A v1 `PodList` of running pods.
+pub(crate) fn pod_list<'a>(node: &Shared, pods: impl Iterator<Item = &'a Arc<Identity>>) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "PodList",
+        "metadata": { "resourceVersion": "" },
+        "items": pods.map(|pod| pod_object(node, pod, Phase::Running)).collect::<Vec<_>>(),
+    })
+}
+
+/// A v1 `Pod`.
+pub(crate) fn pod_object(node: &Shared, pod: &Identity, phase: Phase) -> Value {
+    let containers = pod.containers.iter().map(|container| {
+        json!({ "name": container.name, "image": IMAGE, "resources": resources(pod.spec.qos) })
+    });
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata(pod, phase),
+        "spec": {
+            "nodeName": node.name(),
+            "restartPolicy": "Always",
+            "containers": containers.collect::<Vec<_>>(),
+        },
+        "status": status(node, pod, phase),
+    })
+}
+
+fn metadata(pod: &Identity, phase: Phase) -> Value {
+    let spec = &pod.spec;
+    let mut metadata = json!({
+        "name": spec.name,
+        "namespace": spec.namespace,
+        "uid": pod.uid,
+        "creationTimestamp": rfc3339(pod.started),
+        "resourceVersion": "1",
+        "labels": spec.labels,
+    });
+    if let Some(owner) = &spec.owner {
+        metadata["ownerReferences"] = json!([{
+            "apiVersion": if owner.kind == "Job" { "batch/v1" } else { "apps/v1" },
+            "kind": owner.kind,
+            "name": owner.name,
+            "uid": pod.owner_uid,
+            "controller": true,
+            "blockOwnerDeletion": true,
+        }]);
+    }
+    if let Phase::Terminating { asked } | Phase::Ended { asked, .. } = phase {
+        metadata["deletionTimestamp"] = rfc3339(asked + GRACE).into();
+        metadata["deletionGracePeriodSeconds"] = GRACE.as_secs().into();
+    }
+    metadata
+}
+
+fn status(node: &Shared, pod: &Identity, phase: Phase) -> Value {
+    let started = rfc3339(pod.started);
+    let condition =
+        |kind: &str| json!({ "type": kind, "status": "True", "lastTransitionTime": started });
+    let statuses = pod.containers.iter().map(|container| container_status(pod, container, phase));
+    let mut status = json!({
+        "phase": match phase {
+            Phase::Pending => "Pending",
+            Phase::Running | Phase::Terminating { .. } => "Running",
+            Phase::Ended { .. } => "Failed",
+        },
+        "qosClass": pod.spec.qos.as_str(),
+        "hostIP": node.ipv4(1),
+        "hostIPs": [{ "ip": node.ipv4(1) }, { "ip": node.ipv6(1) }],
+        "startTime": started,
+        "conditions": [condition("PodScheduled")],
+        "containerStatuses": statuses.collect::<Vec<_>>(),
+    });
+    if !matches!(phase, Phase::Pending) {
+        status["podIP"] = pod.ipv4.to_string().into();
+        status["podIPs"] = json!([{ "ip": pod.ipv4 }, { "ip": pod.ipv6 }]);
+        status["conditions"] = json!([condition("PodScheduled"), condition("Ready")]);
+    }
+    status
+}
+
+fn container_status(pod: &Identity, container: &Container, phase: Phase) -> Value {
+    let started = rfc3339(pod.started);
+    let id = pod.runtime.container_uri(&container.id);
+    let running = matches!(phase, Phase::Running | Phase::Terminating { .. });
+    let mut status = json!({
+        "name": container.name,
+        "image": IMAGE,
+        "imageID": "",
+        "ready": running,
+        "started": running,
+        "restartCount": 0,
+        "state": match phase {
+            Phase::Pending => json!({ "waiting": { "reason": "ContainerCreating" } }),
+            Phase::Running | Phase::Terminating { .. } => json!({ "running": { "startedAt": started } }),
+            Phase::Ended { finished, .. } => json!({ "terminated": {
+                "containerID": id,
+                "exitCode": 137,
+                "reason": "Error",
+                "startedAt": started,
+                "finishedAt": rfc3339(finished),
+            } }),
+        },
+        "lastState": {},
+    });
+    if !matches!(phase, Phase::Pending) {
+        status["containerID"] = id.into();
+    }
+    status
+}
+
+/// A v1 `Node`.
+pub(crate) fn node_object(node: &Shared) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": { "name": node.name(), "labels": { "kubernetes.io/hostname": node.name() } },
+        "spec": { "podCIDR": format!("{}/24", node.ipv4(0)) },
+        "status": {
+            "addresses": [
+                { "type": "InternalIP", "address": node.ipv4(1) },
+                { "type": "InternalIP", "address": node.ipv6(1) },
+                { "type": "Hostname", "address": node.name() },
+            ],
+            "conditions": [{ "type": "Ready", "status": "True" }],
+        },
+    })
+}
+
+const IMAGE: &str = "localhost/orb8-testpod:latest";
+
+/// Requests and limits that give a pod this class.
+fn resources(qos: Qos) -> Value {
+    let some = json!({ "cpu": "100m", "memory": "64Mi" });
+    match qos {
+        Qos::Guaranteed => json!({ "requests": some, "limits": some }),
+        Qos::Burstable => json!({ "requests": some }),
+        Qos::BestEffort => json!({}),
+    }
+}
+
+/// A time as the API writes it: UTC, whole seconds.
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    // Counted in years that begin in March, a leap day is the last of its year, and months of 153 days per five repeat.
+    let days = seconds / 86_400 + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_the_api_writes_them() {
+        // From date(1): date -u -d @N +%FT%TZ
+        let cases = [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_709_251_199, "2024-02-29T23:59:59Z"),
+            (1_767_225_599, "2025-12-31T23:59:59Z"),
+        ];
+        for (seconds, written) in cases {
+            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), written);
+        }
+    }
+}
