@@ -11,7 +11,10 @@ use crate::{
     api_server::{self, Api},
     config::Config,
     enricher::PodLookup,
-    k8s::pods::{PodListError, PodTable},
+    k8s::{
+        pods::{PodListError, PodTable},
+        watcher::{PodWatcher, Timing},
+    },
     ledger::Ledger,
     live::Live,
     prom_exporter,
@@ -70,16 +73,14 @@ impl Agent {
         };
         let grpc = bind("gRPC", config.listen)?;
         let metrics = bind("metrics", config.metrics_listen)?;
-        let pods: Arc<dyn PodLookup> = match &config.pods {
-            Some(path) => Arc::new(PodTable::read(path)?),
-            None => Arc::new(PodTable::default()),
-        };
+        let tasks = Tasks::default();
+        let pods = pod_source(&config, &tasks)?;
         usage::raise_descriptor_limit();
 
         let (ledger, live, status) = (Ledger::default(), Live::default(), StatusBoard::default());
         let context = network::Context {
             config: Arc::clone(&config),
-            pods,
+            pods: Arc::clone(&pods),
             ledger: ledger.clone(),
             live: live.clone(),
             status: status.clone(),
@@ -97,16 +98,17 @@ impl Agent {
             if let Some(network) = &network {
                 network.stop().await;
             }
+            tasks.drain(config.shutdown_deadline).await;
             return Err(StartError::NoSignal(reasons.join("\n")));
         }
 
-        let tasks = Tasks::default();
         let api = Api::new(
             Arc::clone(&config),
             network.clone(),
             ledger.clone(),
             live.clone(),
             status.clone(),
+            pods,
         );
         let address = |listener: &Option<std::net::TcpListener>| {
             listener.as_ref().and_then(|l| l.local_addr().ok())
@@ -164,6 +166,18 @@ impl Agent {
         let unfinished = self.tasks.drain(self.config.shutdown_deadline).await;
         StopReport { unfinished, losses: self.ledger.losses() }
     }
+}
+
+/// Where names come from. The API may be away: they come when it does.
+fn pod_source(config: &Config, tasks: &Tasks) -> Result<Arc<dyn PodLookup>, StartError> {
+    if let Some(path) = &config.pods {
+        return Ok(Arc::new(PodTable::read(path)?));
+    }
+    let Some(source) = &config.kubernetes else { return Ok(Arc::new(PodTable::default())) };
+    let watcher = PodWatcher::new(source.clone(), &config.node_name, Timing::default());
+    let pods = watcher.pods();
+    tasks.spawn("pods", watcher.run(tasks.token()));
+    Ok(pods)
 }
 
 fn state_of(error: &NetworkError) -> State {

@@ -63,6 +63,19 @@ impl<T: AddAssign + Copy + Default> Window<T> {
         self.slices.push((slice, value));
     }
 
+    /// Adds what another window has.
+    pub fn merge(&mut self, other: Self) {
+        self.slices.extend(other.slices);
+        self.slices.sort_by_key(|(number, _)| *number);
+        self.slices.dedup_by(|later, kept| {
+            let same = later.0 == kept.0;
+            if same {
+                kept.1 += later.1;
+            }
+            same
+        });
+    }
+
     /// The sum over `from..=to`, or `None` if nothing happened then.
     #[must_use]
     pub fn sum(&self, from: SliceNumber, to: SliceNumber) -> Option<T> {
@@ -96,6 +109,20 @@ mod tests {
         assert_eq!(window.sum(0, 1000), Some(21));
         assert_eq!(window.sum(0, 108), None);
         assert_eq!(window.sum(129, 129), Some(1));
+    }
+
+    #[test]
+    fn merged_windows_have_what_both_had() {
+        let (mut one, mut other) = (Window::default(), Window::default());
+        for slice in [100, 101, 104] {
+            one.add(slice, 1_u64);
+            other.add(slice + 3, 10_u64);
+        }
+        one.merge(other);
+        assert_eq!(
+            (one.sum(0, 1000), one.sum(104, 104), one.newest()),
+            (Some(33), Some(11), Some(107))
+        );
     }
 
     proptest! {

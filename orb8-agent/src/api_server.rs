@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status, transport::Server};
 
 use crate::{
     config::Config,
+    enricher::PodLookup,
     ledger::Ledger,
     live::{Live, Subscription},
     signals::network::{self, Filter, Network, Snapshot},
@@ -36,6 +37,7 @@ pub(crate) struct Api {
     pub(crate) ledger: Ledger,
     pub(crate) live: Live,
     pub(crate) status: StatusBoard,
+    pods: Arc<dyn PodLookup>,
     started: SystemTime,
 }
 
@@ -46,8 +48,9 @@ impl Api {
         ledger: Ledger,
         live: Live,
         status: StatusBoard,
+        pods: Arc<dyn PodLookup>,
     ) -> Self {
-        Self { config, network, ledger, live, status, started: SystemTime::now() }
+        Self { config, network, ledger, live, status, pods, started: SystemTime::now() }
     }
 
     fn network(&self) -> Result<&Network, Status> {
@@ -122,6 +125,7 @@ impl OrbitService for Api {
             interfaces: snapshot.interfaces,
             usage: Some(usage::now(snapshot.map_bytes)),
             maps: snapshot.maps,
+            pod_source: Some(self.pods.source()),
         }))
     }
 

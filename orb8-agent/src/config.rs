@@ -12,6 +12,8 @@ use std::{
 
 use serde::Deserialize;
 
+use crate::k8s::KubernetesSource;
+
 /// gRPC port of the agent.
 pub const DEFAULT_GRPC_PORT: u16 = 9090;
 /// Prometheus port of the agent.
@@ -64,6 +66,14 @@ pub struct RawConfig {
     /// Names of pods from a file, as `kubectl get pods -A -o json` prints it
     #[arg(long, env = "ORB8_PODS", value_name = "FILE")]
     pub pods: Option<PathBuf>,
+    /// Names of pods from the Kubernetes API: auto (where this is a pod, and without --pods), on
+    /// or off [default: auto]
+    #[arg(long, env = "ORB8_KUBERNETES", value_name = "WHETHER")]
+    pub kubernetes: Option<String>,
+    /// How to reach the Kubernetes API [default: as the pod that this is, else KUBECONFIG, else
+    /// ~/.kube/config]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// How classifiers are attached.
@@ -98,6 +108,8 @@ pub struct Config {
     pub flow_table_size: u32,
     /// The static pod list.
     pub pods: Option<PathBuf>,
+    /// The Kubernetes API that names pods, where there is no static list.
+    pub kubernetes: Option<KubernetesSource>,
     /// How often the event ring is drained.
     pub event_interval: Duration,
     /// How often totals are read; the rhythm of trace records.
@@ -161,6 +173,7 @@ impl RawConfig {
                 &mut problems,
             )
             .unwrap_or(DEFAULT_FLOW_TABLE_SIZE),
+            kubernetes: self.kubernetes_source(running_as_pod(), &mut problems),
             pods: self.pods,
             event_interval: Duration::from_millis(100),
             tick: Duration::from_secs(1),
@@ -185,6 +198,8 @@ impl RawConfig {
         fill(&mut self.ring_buffer_size, file.ring_buffer_size);
         fill(&mut self.flow_table_size, file.flow_table_size);
         fill(&mut self.pods, file.pods);
+        fill(&mut self.kubernetes, file.kubernetes);
+        fill(&mut self.kubeconfig, file.kubeconfig);
         self.insecure |= file.insecure;
         if self.interfaces.is_empty() {
             self.interfaces = file.interfaces;
@@ -218,6 +233,48 @@ impl RawConfig {
             }
         }
     }
+}
+
+impl RawConfig {
+    fn kubernetes_source(
+        &self,
+        running_as_pod: bool,
+        problems: &mut Vec<String>,
+    ) -> Option<KubernetesSource> {
+        let kubeconfig = self.kubeconfig.clone();
+        if let Some(path) = kubeconfig.as_ref().filter(|path| !path.is_file()) {
+            problems.push(format!("kubeconfig: no file {}", path.display()));
+        }
+        let wanted = match self.kubernetes.as_deref() {
+            None | Some("auto") => self.pods.is_none() && (running_as_pod || kubeconfig.is_some()),
+            Some("off") => false,
+            Some("on") => {
+                if let Some(path) = &self.pods {
+                    problems.push(format!(
+                        "kubernetes: on, and pods: {}: expected one source of names",
+                        path.display()
+                    ));
+                }
+                true
+            }
+            Some(other) => {
+                problems
+                    .push(format!("kubernetes: {other:?} is unknown; expected auto, on or off"));
+                false
+            }
+        };
+        let source = match kubeconfig {
+            None if running_as_pod => KubernetesSource::InCluster,
+            path => KubernetesSource::Kubeconfig(path),
+        };
+        wanted.then_some(source)
+    }
+}
+
+/// Whether a kubelet started this, with a service account.
+fn running_as_pod() -> bool {
+    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
+        && Path::new("/var/run/secrets/kubernetes.io/serviceaccount/token").exists()
 }
 
 fn read_file(path: &Path) -> Result<RawConfig, String> {
@@ -312,73 +369,4 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn errors(raw: RawConfig) -> String {
-        raw.resolve().unwrap_err().to_string()
-    }
-
-    #[test]
-    fn every_problem_is_told_at_once_and_names_its_input() {
-        let said = errors(RawConfig {
-            listen: Some("everywhere".into()),
-            ring_buffer_size: Some("1000000".into()),
-            flow_table_size: Some("0".into()),
-            tc_attach: Some("xdp".into()),
-            interfaces: vec!["a name that is far too long".into()],
-            ..RawConfig::default()
-        });
-        for input in ["\"everywhere\"", "\"1000000\"", "\"0\"", "\"xdp\"", "far too long"] {
-            assert!(said.contains(input), "{input} is missing from {said}");
-        }
-        assert_eq!(said.lines().count(), 5);
-    }
-
-    #[test]
-    fn a_ring_is_a_power_of_two_of_whole_pages_up_to_32_mib() {
-        for bad in ["", "0", "2048", "3000000", "67108864", "-1", "1MiB", "99999999999999"] {
-            assert!(ring_buffer_size(bad).is_err(), "{bad}");
-        }
-        let page = rustix::param::page_size();
-        assert_eq!(ring_buffer_size(&page.to_string()), Ok(u32::try_from(page).unwrap()));
-        assert_eq!(ring_buffer_size("33554432"), Ok(32 << 20));
-    }
-
-    #[test]
-    fn plain_text_beyond_loopback_must_be_asked_for() {
-        let raw = |insecure| RawConfig {
-            listen: Some("0.0.0.0:9090".into()),
-            insecure,
-            ..RawConfig::default()
-        };
-        assert!(errors(raw(false)).contains("--insecure"));
-        assert_eq!(raw(true).resolve().unwrap().listen, Some(([0, 0, 0, 0], 9090).into()));
-    }
-
-    #[test]
-    fn a_flag_beats_the_file_and_an_unknown_key_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("orb8.yaml");
-        fs::write(&path, "node_name: from-file\nflow_table_size: \"1024\"\n").unwrap();
-        let raw = RawConfig {
-            file: Some(path.clone()),
-            node_name: Some("from-flag".into()),
-            ..RawConfig::default()
-        };
-        let config = raw.clone().resolve().unwrap();
-        assert_eq!((&*config.node_name, config.flow_table_size), ("from-flag", 1024));
-        fs::write(&path, "node_nam: typo\n").unwrap();
-        assert!(errors(raw).contains("node_nam"));
-    }
-
-    #[test]
-    fn an_interface_pattern_matches_by_name_or_by_its_beginning() {
-        let config =
-            RawConfig { interfaces: vec!["eth0".into(), "veth*".into()], ..RawConfig::default() }
-                .resolve()
-                .unwrap();
-        assert!(config.names_interface("eth0") && config.names_interface("veth12"));
-        assert!(!config.names_interface("eth01") && !config.names_interface("lo"));
-    }
-}
+mod tests;

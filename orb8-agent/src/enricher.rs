@@ -2,22 +2,31 @@
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
+use orb8_proto::PodSource;
+
 use crate::k8s::{ContainerId, Pod, PodUid, Qos, cgroup::CgroupIdentity};
 
-/// A source of pod names: a static list today, the Kubernetes API where there is one.
+/// A source of pod names: the Kubernetes API, or a static list.
+///
+/// Pods that are gone still answer for a while, because records of them come late.
 pub trait PodLookup: Send + Sync {
-    /// The pod with this UID, or the mirror of the static pod with this hash.
+    /// The pod with this UID, or the mirror of the static pod with this hash. UIDs are never used
+    /// again, so no time is asked for.
     fn by_uid(&self, uid: &PodUid) -> Option<Arc<Pod>>;
-    /// The pod that runs this container, and the container's name.
+    /// The pod that runs this container, or ran it, and the container's name. Ids are never used
+    /// again either.
     fn by_container(&self, id: &ContainerId) -> Option<(Arc<Pod>, Arc<str>)>;
-    /// The one pod that owns this address. Never a pod in the node's network namespace.
-    fn by_ip(&self, ip: IpAddr) -> Option<Arc<Pod>>;
-    /// Changes whenever an answer may have changed.
+    /// The one pod that owned this address at that time (Unix time in nanoseconds), if that is
+    /// beyond doubt. Never a pod in the node's network namespace.
+    fn by_ip(&self, ip: IpAddr, at_unix_ns: i64) -> Option<Arc<Pod>>;
+    /// Changes whenever an answer may have changed, except that something was forgotten.
     fn generation(&self) -> u64;
     /// Every namespace that has a pod, sorted.
     fn namespaces(&self) -> Vec<Arc<str>>;
     /// Every pod.
     fn pods(&self) -> Vec<Arc<Pod>>;
+    /// Where the names come from, and how current they are.
+    fn source(&self) -> PodSource;
 }
 
 /// How a record was given its owner. The wire has the same values.
@@ -66,6 +75,15 @@ pub struct Identity {
     pub workload: Option<Arc<str>>,
 }
 
+impl Identity {
+    /// Nothing of it is shown by its id.
+    fn has_names(&self) -> bool {
+        let container =
+            self.container_id.is_empty() || !self.container_id.starts_with(&*self.container);
+        !self.namespace.is_empty() && container
+    }
+}
+
 /// An owner and how it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attribution {
@@ -84,6 +102,9 @@ pub struct Evidence<'a> {
     pub veth_owner: Option<&'a CgroupIdentity>,
     /// The flow's address on this side.
     pub local_ip: IpAddr,
+    /// When the flow was last seen, as Unix time in nanoseconds: who has the address by now may be
+    /// somebody else.
+    pub at_unix_ns: i64,
     /// The interface is the node's own, not a pod's.
     pub interface_is_host: bool,
 }
@@ -136,8 +157,21 @@ impl Enricher {
         self.attributed(owner, self.pod_uid(owner), by)
     }
 
+    /// The same owner with the names that have become known since, if any have.
+    pub fn named_by_now(&mut self, identity: &Arc<Identity>) -> Option<Arc<Identity>> {
+        if identity.has_names() {
+            return None;
+        }
+        let (pod_uid, container_id) =
+            (identity.pod_uid.parse().ok(), identity.container_id.parse().ok());
+        let owner = CgroupIdentity { pod_uid, container_id, qos: identity.qos, runtime: None };
+        let pod_uid = self.pod_uid(&owner);
+        let named = self.attributed(&owner, pod_uid, AttributedBy::None).identity;
+        named.filter(|named| named != identity)
+    }
+
     fn without_cgroup(&mut self, evidence: Evidence<'_>) -> Attribution {
-        if let Some(pod) = self.pods.by_ip(evidence.local_ip) {
+        if let Some(pod) = self.pods.by_ip(evidence.local_ip, evidence.at_unix_ns) {
             let owner =
                 CgroupIdentity { pod_uid: None, container_id: None, qos: pod.qos, runtime: None };
             return self.attributed(&owner, Some(pod.uid), AttributedBy::PodIp);
@@ -266,6 +300,7 @@ mod tests {
             sender_cgroup: sender,
             veth_owner: veth,
             local_ip: ip.parse().unwrap(),
+            at_unix_ns: 0,
             interface_is_host: host,
         })
     }
@@ -334,6 +369,30 @@ mod tests {
     }
 
     #[test]
+    fn names_that_come_late_are_given_to_the_same_owner() {
+        let mut nameless = Enricher::new(Arc::new(PodTable::default()));
+        let mut bare = |sender: &CgroupIdentity| {
+            let evidence = Evidence {
+                sender_cgroup: Some(sender),
+                veth_owner: None,
+                local_ip: NOWHERE.parse().unwrap(),
+                at_unix_ns: 0,
+                interface_is_host: false,
+            };
+            nameless.attribute(evidence).identity.unwrap()
+        };
+        let hidden = cgroup::parse(&format!("/../cri-containerd-{}.scope", id("a"))).unwrap();
+        let mut enricher = enricher();
+        for sender in [cgroup(WEB, &id("a")), cgroup(HASH, &id("a")), hidden] {
+            let named = enricher.named_by_now(&bare(&sender)).unwrap();
+            assert_eq!((&*named.pod_name, &*named.container), ("web", "nginx"));
+            assert_eq!((&*named.pod_uid, enricher.named_by_now(&named)), (WEB, None));
+        }
+        let other = bare(&cgroup("2d5f24b5-3f56-4f60-a7a8-0c2f8b5e6f3a", &id("c")));
+        assert_eq!(enricher.named_by_now(&other), None);
+    }
+
+    #[test]
     fn a_docker_container_behind_a_veth_is_named_without_a_pod() {
         let veth = cgroup::parse(&format!("/docker/{}", id("c"))).unwrap();
         let found = attribute(None, Some(&veth), NOWHERE, false);
@@ -352,6 +411,7 @@ mod tests {
                 sender_cgroup: Some(&sender),
                 veth_owner: None,
                 local_ip,
+                at_unix_ns: 0,
                 interface_is_host: false,
             };
             (enricher.attribute(evidence).identity.unwrap(), enricher.interned.len())

@@ -1,14 +1,23 @@
 //! What Kubernetes calls things, and the pod as orb8 keeps it.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
+mod addresses;
+mod api;
+mod backoff;
 pub mod cgroup;
 pub mod cgroup_tree;
 mod ids;
+mod labels;
 mod manifest;
 pub mod pods;
+pub mod store;
+pub mod watcher;
+mod workload;
 
+pub use api::KubernetesSource;
 pub use ids::{ContainerId, InvalidContainerId, InvalidPodUid, PodUid};
+pub use labels::Labels;
 
 /// The quality-of-service class of a pod. It decides where the kubelet puts the pod's cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,28 +112,12 @@ pub struct Pod {
     /// `status.qosClass`.
     pub qos: Option<Qos>,
     /// `metadata.labels`.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// The owner that manages the pod.
     pub owner: Option<Owner>,
-    /// Containers of every kind (init, regular, ephemeral) that have an id.
+    /// Containers of every kind (init, sidecar, regular, ephemeral) that have an id. One that was
+    /// restarted is here under its last id too.
     pub containers: Vec<Container>,
-}
-
-impl Pod {
-    /// What the pod's owner is for a person: `Deployment/web` rather than `ReplicaSet/web-5d9c7`.
-    #[must_use]
-    pub fn workload(&self) -> Option<String> {
-        let Owner { kind, name } = self.owner.as_ref()?;
-        // A Deployment names its ReplicaSets after the hash that it also puts on their pods.
-        if &**kind == "ReplicaSet"
-            && let Some(hash) = self.labels.get("pod-template-hash")
-            && let Some(deployment) =
-                name.strip_suffix(hash.as_str()).and_then(|rest| rest.strip_suffix('-'))
-        {
-            return Some(format!("Deployment/{deployment}"));
-        }
-        Some(format!("{kind}/{name}"))
-    }
 }
 
 /// An entry of `metadata.ownerReferences`.
@@ -143,30 +136,4 @@ pub struct Container {
     pub name: Arc<str>,
     /// The runtime's id.
     pub id: ContainerId,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_workload_of_a_deployment_pod_is_the_deployment() {
-        let mut pod = Pod {
-            namespace: "shop".into(),
-            name: "web-5d9c7bb4f8-x2x7k".into(),
-            uid: "8d5f24b5-3f56-4f60-a7a8-0c2f8b5e6f3a".parse().unwrap(),
-            config_hash: None,
-            node: "".into(),
-            host_network: false,
-            ips: vec![],
-            finished: false,
-            qos: None,
-            labels: BTreeMap::new(),
-            owner: Some(Owner { kind: "ReplicaSet".into(), name: "web-5d9c7bb4f8".into() }),
-            containers: vec![],
-        };
-        assert_eq!(pod.workload().unwrap(), "ReplicaSet/web-5d9c7bb4f8");
-        pod.labels.insert("pod-template-hash".into(), "5d9c7bb4f8".into());
-        assert_eq!(pod.workload().unwrap(), "Deployment/web");
-    }
 }

@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use orb8_proto::{PodSource, PodSourceState};
+
 use super::{ContainerId, Pod, PodUid, manifest};
 use crate::enricher::PodLookup;
 
@@ -19,6 +21,8 @@ pub struct PodTable {
     by_container: HashMap<ContainerId, (Arc<Pod>, Arc<str>)>,
     /// None where two running pods claim the address: it then names neither.
     by_ip: HashMap<IpAddr, Option<Arc<Pod>>>,
+    /// Empty for a table that nothing was read into.
+    kind: &'static str,
 }
 
 /// A pod list that cannot be used.
@@ -57,7 +61,7 @@ impl PodTable {
 
     /// Indexes pods. The error names two that contradict each other.
     pub fn new(pods: impl IntoIterator<Item = Pod>) -> Result<Self, String> {
-        let mut table = Self::default();
+        let mut table = Self { kind: "file", ..Self::default() };
         for pod in pods {
             table.insert(Arc::new(pod))?;
         }
@@ -101,7 +105,8 @@ impl PodLookup for PodTable {
         self.by_container.get(id).cloned()
     }
 
-    fn by_ip(&self, ip: IpAddr) -> Option<Arc<Pod>> {
+    /// The list knows no times: it is taken to be true at every one.
+    fn by_ip(&self, ip: IpAddr, _at_unix_ns: i64) -> Option<Arc<Pod>> {
         self.by_ip.get(&ip.to_canonical())?.clone()
     }
 
@@ -116,6 +121,15 @@ impl PodLookup for PodTable {
 
     fn pods(&self) -> Vec<Arc<Pod>> {
         self.pods.clone()
+    }
+
+    fn source(&self) -> PodSource {
+        PodSource {
+            kind: self.kind.into(),
+            state: PodSourceState::Static.into(),
+            pods_known: self.pods.len() as u64,
+            ..PodSource::default()
+        }
     }
 }
 
@@ -163,7 +177,7 @@ mod tests {
         assert_eq!((&*pod.node, pod.qos), ("n1", Some(Qos::Burstable)));
         assert_eq!(pod.workload().unwrap(), "Deployment/web");
         for ip in ["10.0.0.7", "fd00::7", "::ffff:10.0.0.7"] {
-            assert_eq!(table.by_ip(ip.parse().unwrap()), Some(Arc::clone(&pod)));
+            assert_eq!(table.by_ip(ip.parse().unwrap(), 0), Some(Arc::clone(&pod)));
         }
         for (digit, name) in [('a', "web"), ('b', "setup"), ('c', "debug")] {
             let (found, container) = table.by_container(&id(digit).parse().unwrap()).unwrap();
@@ -198,8 +212,12 @@ mod tests {
         let table = PodTable::parse(&text).unwrap();
         let pod = table.by_uid(&HASH.parse().unwrap()).expect("found by the kubelet's hash");
         assert_eq!(pod.uid.to_string(), UID);
-        assert!(pod.host_network && pod.labels["tier"] == "5");
-        assert_eq!(table.by_ip("192.168.0.1".parse().unwrap()), None, "it is the node's address");
+        assert!(pod.host_network && pod.labels.get("tier") == Some("5"));
+        assert_eq!(
+            table.by_ip("192.168.0.1".parse().unwrap(), 0),
+            None,
+            "it is the node's address"
+        );
     }
 
     #[test]
@@ -209,9 +227,9 @@ mod tests {
         let finished = other.replace("Running", "Succeeded");
         let ip = "10.0.0.7".parse().unwrap();
         let reused = PodTable::parse(&format!("{running}{finished}")).unwrap();
-        assert_eq!(reused.by_ip(ip).unwrap().uid.to_string(), UID);
+        assert_eq!(reused.by_ip(ip, 0).unwrap().uid.to_string(), UID);
         let contested = PodTable::parse(&format!("{running}{other}")).unwrap();
-        assert_eq!(contested.by_ip(ip), None);
+        assert_eq!(contested.by_ip(ip, 0), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use orb8_proto::{StatusRequest, StatusResponse};
+use orb8_proto::{PodSource, PodSourceState, StatusRequest, StatusResponse};
 
 use super::no_interface_filter;
 use crate::{
@@ -70,11 +70,33 @@ fn write_for_people(
             usage.open_fds
         )?;
     }
+    if let Some(source) = &status.pod_source {
+        writeln!(out, "Pods:     {}", pods(source))?;
+    }
     section(node::SIGNALS, &status.signals, "no signals", look, out)?;
     section(node::INTERFACES, &status.interfaces, "no interfaces", look, out)?;
     section(node::MAPS, &status.maps, "no kernel maps", look, out)?;
     section(node::LOSSES, &status.losses, "nothing lost", look, out)?;
     out.flush()
+}
+
+/// Who is known by name, and how current that is.
+fn pods(source: &PodSource) -> String {
+    let PodSource { kind, pods_known, reason, .. } = source;
+    if kind.is_empty() {
+        return "nobody is known by name: pods are shown by their ids".into();
+    }
+    let known = format!("{pods_known} known, from {}", escape::for_terminal(kind));
+    let reason = escape::for_terminal(reason);
+    let detail = match source.state() {
+        PodSourceState::Away => {
+            let age = Duration::from_nanos(u64::try_from(source.age_ns).unwrap_or(0)).as_secs();
+            let age = humantime::format_duration(Duration::from_secs(age));
+            format!("away for {age}: {reason}")
+        }
+        _ => reason.into_owned(),
+    };
+    if detail.is_empty() { known } else { format!("{known}, {detail}") }
 }
 
 fn section<T>(
@@ -113,6 +135,24 @@ fn as_value(status: &StatusResponse) -> Value<'_> {
         ("maps", rows(node::MAPS, &status.maps)),
         ("losses", rows(node::LOSSES, &status.losses)),
         ("usage", usage),
+        ("pod_source", status.pod_source.as_ref().map_or(Value::Absent, pod_source)),
+    ])
+}
+
+fn pod_source(source: &PodSource) -> Value<'_> {
+    let state = match source.state() {
+        PodSourceState::Unspecified => "unspecified",
+        PodSourceState::Static => "static",
+        PodSourceState::Syncing => "syncing",
+        PodSourceState::Connected => "connected",
+        PodSourceState::Away => "away",
+    };
+    Value::Map(vec![
+        ("kind", Value::text(&source.kind)),
+        ("state", Value::text(state)),
+        ("pods_known", Value::Number(source.pods_known)),
+        ("age_seconds", Value::Number(u64::try_from(source.age_ns).unwrap_or(0) / 1_000_000_000)),
+        ("reason", Value::text(&source.reason)),
     ])
 }
 
@@ -161,6 +201,13 @@ mod tests {
             }],
             usage: Some(Usage { cpu_seconds: 1.5, resident_bytes: 40 << 20, ..Usage::default() }),
             maps: vec![],
+            pod_source: Some(PodSource {
+                kind: "kubernetes".into(),
+                state: PodSourceState::Away.into(),
+                pods_known: 37,
+                age_ns: 12_400_000_000,
+                reason: "connection refused\u{1b}[2J".into(),
+            }),
         }
     }
 
@@ -173,7 +220,9 @@ mod tests {
     #[test]
     fn people_see_states_with_reasons_and_the_gap_to_the_kernel() {
         let text = for_people(Format::Table);
-        for part in ["node-1", "degraded   no ring", "40.0 MiB resident", "-7", "ring_full   12"] {
+        let pods = "37 known, from kubernetes, away for 12s: connection refused";
+        let parts = ["node-1", "degraded   no ring", "40.0 MiB resident", "-7", "ring_full   12"];
+        for part in parts.into_iter().chain([pods]) {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
         assert!(text.contains("no kernel maps"), "{text}");
@@ -195,5 +244,7 @@ mod tests {
         assert_eq!(json["usage"]["cpu_seconds"], 1.5);
         assert_eq!(json["maps"], serde_json::json!([]));
         assert_eq!(json["losses"], yaml["losses"]);
+        assert_eq!(json["pod_source"]["state"], "away");
+        assert_eq!(json["pod_source"]["pods_known"], 37);
     }
 }

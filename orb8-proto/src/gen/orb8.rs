@@ -228,6 +228,26 @@ pub struct StatusResponse {
     pub usage: ::core::option::Option<Usage>,
     #[prost(message, repeated, tag = "9")]
     pub maps: ::prost::alloc::vec::Vec<MapStatus>,
+    #[prost(message, optional, tag = "10")]
+    pub pod_source: ::core::option::Option<PodSource>,
+}
+/// Where the names of pods come from, and how current they are.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PodSource {
+    /// kubernetes, file, or empty: from nowhere, so that pods have ids only
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(enumeration = "PodSourceState", tag = "2")]
+    pub state: i32,
+    /// that exist; those that were deleted a moment ago are not counted
+    #[prost(uint64, tag = "3")]
+    pub pods_known: u64,
+    /// what is known is this old; 0 while every change is told at once
+    #[prost(int64, tag = "4")]
+    pub age_ns: i64,
+    /// why it is not current, or what is odd about it
+    #[prost(string, tag = "5")]
+    pub reason: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SignalStatus {
@@ -564,6 +584,45 @@ impl PodSort {
             "POD_SORT_PACKETS" => Some(Self::Packets),
             "POD_SORT_FLOWS" => Some(Self::Flows),
             "POD_SORT_NAME" => Some(Self::Name),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PodSourceState {
+    Unspecified = 0,
+    /// read once
+    Static = 1,
+    /// not heard yet
+    Syncing = 2,
+    /// every change is told at once
+    Connected = 3,
+    /// does not answer; what was known stays known
+    Away = 4,
+}
+impl PodSourceState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "POD_SOURCE_STATE_UNSPECIFIED",
+            Self::Static => "POD_SOURCE_STATE_STATIC",
+            Self::Syncing => "POD_SOURCE_STATE_SYNCING",
+            Self::Connected => "POD_SOURCE_STATE_CONNECTED",
+            Self::Away => "POD_SOURCE_STATE_AWAY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "POD_SOURCE_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "POD_SOURCE_STATE_STATIC" => Some(Self::Static),
+            "POD_SOURCE_STATE_SYNCING" => Some(Self::Syncing),
+            "POD_SOURCE_STATE_CONNECTED" => Some(Self::Connected),
+            "POD_SOURCE_STATE_AWAY" => Some(Self::Away),
             _ => None,
         }
     }

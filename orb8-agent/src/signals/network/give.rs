@@ -140,6 +140,7 @@ impl Task {
             sender_cgroup: sender.as_ref(),
             veth_owner: interface.owner.as_ref(),
             local_ip: record::local_address(key.id(), interface.side),
+            at_unix_ns: self.clock.unix_ns(flow.last_ns),
             interface_is_host: interface.side == Side::Host,
         });
         if let Some(flow) = self.table.get_mut(key) {
@@ -147,6 +148,19 @@ impl Task {
             flow.epoch = self.epoch;
             flow.attribution = attribution;
         }
+    }
+
+    /// Gives names that came late to what was given to owners without them.
+    pub(super) fn rename(&mut self) {
+        let enricher = &mut self.enricher;
+        for flow in self.table.flows_mut() {
+            if let Some(identity) = &mut flow.attribution.identity
+                && let Some(named) = enricher.named_by_now(identity)
+            {
+                *identity = named;
+            }
+        }
+        self.accounts.rename(|identity| enricher.named_by_now(identity));
     }
 
     /// Overflow has no flow, so it goes to the interface's owner at once.
@@ -175,6 +189,7 @@ impl Task {
             sender_cgroup: None,
             veth_owner: interface.and_then(|i| i.owner.as_ref()),
             local_ip,
+            at_unix_ns: self.clock.unix_ns(self.clock.now_ns()),
             interface_is_host: interface.is_some_and(|i| i.side == Side::Host),
         })
     }

@@ -1,6 +1,10 @@
 //! Totals per owner: since the start for metrics, per slice for queries.
 
-use std::{collections::HashMap, ops::AddAssign, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    ops::AddAssign,
+    sync::Arc,
+};
 
 use orb8_common::network::Counts;
 use orb8_proto::Direction;
@@ -53,13 +57,16 @@ enum Owner {
 impl Owner {
     fn of(attribution: &Attribution) -> Self {
         match (&attribution.identity, attribution.by) {
-            (Some(identity), _) if !identity.pod_uid.is_empty() => {
-                Self::Named(Arc::clone(&identity.pod_uid))
-            }
-            (Some(identity), _) => Self::Named(Arc::clone(&identity.container_id)),
+            (Some(identity), _) => Self::named(identity),
             (None, AttributedBy::Host) => Self::Node,
             (None, _) => Self::Nobody,
         }
+    }
+
+    fn named(identity: &Identity) -> Self {
+        let id =
+            if identity.pod_uid.is_empty() { &identity.container_id } else { &identity.pod_uid };
+        Self::Named(Arc::clone(id))
     }
 }
 
@@ -71,6 +78,19 @@ pub(super) struct Account {
     pub(super) window: Window<Traffic>,
     pub(super) last_ns: u64,
     pub(super) interfaces: Vec<Arc<str>>,
+}
+
+impl Account {
+    fn take_over(&mut self, other: Self) {
+        self.total += other.total;
+        self.window.merge(other.window);
+        self.last_ns = self.last_ns.max(other.last_ns);
+        for interface in other.interfaces {
+            if !self.interfaces.contains(&interface) {
+                self.interfaces.push(interface);
+            }
+        }
+    }
 }
 
 /// Totals of one pod since the agent started, for metrics.
@@ -136,6 +156,28 @@ impl Accounts {
         }
     }
 
+    /// Gives accounts the names that `name` knows by now. One that turns out to be another's goes
+    /// to that one: a static pod has two UIDs.
+    pub(super) fn rename(&mut self, mut name: impl FnMut(&Arc<Identity>) -> Option<Arc<Identity>>) {
+        let mut moved = Vec::new();
+        for (owner, account) in &mut self.accounts {
+            let Some(named) = account.identity.as_ref().and_then(&mut name) else { continue };
+            if Owner::named(&named) != *owner {
+                moved.push((owner.clone(), Owner::named(&named)));
+            }
+            account.identity = Some(named);
+        }
+        for (from, to) in moved {
+            let Some(account) = self.accounts.remove(&from) else { continue };
+            match self.accounts.entry(to) {
+                Entry::Occupied(mut other) => other.get_mut().take_over(account),
+                Entry::Vacant(place) => {
+                    place.insert(account);
+                }
+            }
+        }
+    }
+
     fn forget_quietest(&mut self) {
         let quietest = self.accounts.iter().min_by_key(|(_, a)| a.last_ns);
         if let Some(owner) = quietest.map(|(owner, _)| owner.clone()) {
@@ -173,5 +215,54 @@ impl Accounts {
             }
         });
         totals.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(pod_uid: &str, container_id: &str, pod_name: &str) -> Arc<Identity> {
+        let empty: Arc<str> = "".into();
+        Arc::new(Identity {
+            pod_uid: pod_uid.into(),
+            namespace: Arc::clone(&empty),
+            pod_name: pod_name.into(),
+            container_id: container_id.into(),
+            container: empty,
+            qos: None,
+            workload: None,
+        })
+    }
+
+    #[test]
+    fn an_account_that_turns_out_to_be_anothers_goes_to_that_one_whole() {
+        let mut accounts = Accounts::new(Ledger::default());
+        let mut book = |identity: &Arc<Identity>, bytes, last_ns, interface: &str| {
+            let by = AttributedBy::Veth;
+            let attribution = Attribution { identity: Some(Arc::clone(identity)), by };
+            let counts = Counts { bytes, packets: 1, ..Counts::default() };
+            let traffic = Traffic::of(Direction::Egress, counts);
+            accounts.book(&attribution, traffic, last_ns, &interface.into());
+        };
+        let (bare, named) = (identity("hash", "", "hash"), identity("uid", "", "proxy"));
+        let (other, renamed) = (identity("2", "", "2"), identity("2", "", "web"));
+        book(&bare, 10, 5, "veth1");
+        book(&named, 1, 7, "veth2");
+        book(&other, 100, 9, "veth3");
+        accounts.rename(|identity| match &*identity.pod_uid {
+            "hash" => Some(Arc::clone(&named)),
+            "2" => Some(Arc::clone(&renamed)),
+            _ => None,
+        });
+        let mut all: Vec<_> = accounts.iter().collect();
+        all.sort_by_key(|account| account.last_ns);
+        let told =
+            all.iter().map(|a| (&*a.identity.as_ref().unwrap().pod_name, a.total.egress.bytes));
+        assert_eq!(told.collect::<Vec<_>>(), [("proxy", 11), ("web", 100)]);
+        assert_eq!(
+            (all[0].window.sum(0, 9).unwrap().egress.bytes, all[0].interfaces.len()),
+            (11, 2)
+        );
     }
 }

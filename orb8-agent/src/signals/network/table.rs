@@ -223,6 +223,10 @@ impl FlowTable {
         self.flows.get_mut(key)
     }
 
+    pub(super) fn flows_mut(&mut self) -> impl Iterator<Item = &mut Flow> {
+        self.flows.values_mut()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (&FlowKey, &Flow)> {
         self.flows.iter()
     }

@@ -216,6 +216,7 @@ impl Task {
         if generation != self.pods_generation {
             self.pods_generation = generation;
             self.epoch += 1;
+            self.rename();
         }
         self.settle(Last::Nobody);
         if self.ticks.is_multiple_of(TICKS_PER_CLEANUP) {

@@ -1,0 +1,334 @@
+//! The Kubernetes API as the watcher asks it: a list and a watch of the pods of one node.
+
+use std::{path::PathBuf, pin::Pin, time::Duration};
+
+use futures_util::{AsyncBufRead, AsyncBufReadExt as _};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+    core::{
+        Status,
+        params::{ListParams, WatchParams},
+        request::Request,
+    },
+};
+use serde::Deserialize;
+
+use super::manifest::Object;
+
+/// Pods at a time where the list is read from the database. The API's cache gives all at once.
+const PAGE: u32 = 500;
+/// Longest answer to a list. A node runs some hundred pods of some ten kilobytes.
+const MAX_LIST: usize = 512 << 20;
+/// Longest event. An object cannot have more than 3 MB or so.
+const MAX_EVENT: usize = 32 << 20;
+/// A list that is not there by then is not going to be.
+const LIST_LIMIT: Duration = Duration::from_secs(300);
+/// How long a connection may take to be made.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where the API is, and as whom to ask it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KubernetesSource {
+    /// By the service account of the pod that this process runs in.
+    InCluster,
+    /// By a kubeconfig: this one, else what `KUBECONFIG` names, else `~/.kube/config`.
+    Kubeconfig(Option<PathBuf>),
+}
+
+/// What to do about a failure, before the API is asked again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remedy {
+    /// Nothing: the watch can go on where it was.
+    Resume,
+    /// Connect anew, with what the configuration and the token file say by now.
+    Reconnect,
+    /// List again.
+    List,
+    /// List again, and not from a cache: its versions were too old.
+    ListNewest,
+}
+
+/// The API did not answer as it should.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) remedy: Remedy,
+    pub(super) reason: String,
+    /// How long the API wants to be left alone.
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Failure {
+    fn new(remedy: Remedy, reason: impl Into<String>) -> Self {
+        Self { remedy, reason: reason.into(), retry_after: None }
+    }
+
+    pub(super) fn ended_at_once() -> Self {
+        Self::new(Remedy::Resume, "the API ended the watch at once")
+    }
+
+    fn of_status(status: &Status) -> Self {
+        let remedy = match status.code {
+            401 => Remedy::Reconnect,
+            410 => Remedy::ListNewest,
+            // A version that this server has not reached: one that was restored from a backup
+            // never will.
+            504 => Remedy::List,
+            _ => Remedy::Resume,
+        };
+        let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+        let reason = match &*status.message {
+            "" => format!("the API answered {} {}", status.code, status.reason),
+            message => format!("the API answered {} {}: {message}", status.code, status.reason),
+        };
+        let retry_after = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+        Self { remedy, reason, retry_after }
+    }
+}
+
+/// What may be asked for in a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ListFrom {
+    /// Whatever the API's cache has: cheap for the API, and the watch brings what is missing.
+    Cache,
+    /// The newest there is.
+    Newest,
+}
+
+/// A client of the API.
+pub(super) struct Api {
+    client: Client,
+    /// Of the node whose pods are asked for.
+    selector: String,
+    url: String,
+    /// How long the API may be silent.
+    silence: Duration,
+}
+
+/// Pods, and the version of the cluster that they are of.
+pub(super) struct Listed {
+    pub(super) version: String,
+    pub(super) pods: Vec<Object>,
+}
+
+#[derive(Deserialize)]
+struct PodList {
+    metadata: ListMetadata,
+    items: Option<Vec<Object>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListMetadata {
+    resource_version: Option<String>,
+    r#continue: Option<String>,
+}
+
+/// An event of a watch.
+#[derive(Deserialize)]
+#[serde(tag = "type", content = "object", rename_all = "UPPERCASE")]
+pub(super) enum Event {
+    Added(Object),
+    Modified(Object),
+    Deleted(Object),
+    /// Nothing happened up to a version.
+    Bookmark(Object),
+    Error(Status),
+}
+
+impl Api {
+    /// Reads the configuration and makes a client. Nothing is asked yet.
+    pub(super) async fn new(
+        source: &KubernetesSource,
+        node: &str,
+        silence: Duration,
+    ) -> Result<Self, Failure> {
+        let mut config = read(source).await.map_err(|e| Failure::new(Remedy::Reconnect, e))?;
+        config.connect_timeout = Some(CONNECT_LIMIT);
+        // The watcher waits itself, and says so.
+        config.default_retry = false;
+        let agent = concat!("orb8-agent/", env!("CARGO_PKG_VERSION"));
+        if let (Ok(name), Ok(value)) = ("user-agent".parse(), agent.parse()) {
+            config.headers.push((name, value));
+        }
+        let url = config.cluster_url.to_string();
+        // A kubeconfig may name a program that gives the token.
+        let client = tokio::task::spawn_blocking(move || Client::try_from(config)).await;
+        let client = client
+            .map_err(|e| Failure::new(Remedy::Reconnect, e.to_string()))?
+            .map_err(|e| Failure::new(Remedy::Reconnect, innermost(&e)))?;
+        Ok(Self { client, selector: format!("spec.nodeName={node}"), url, silence })
+    }
+
+    /// All pods of the node.
+    pub(super) async fn list(&self, from: ListFrom) -> Result<Listed, Failure> {
+        let pages = async {
+            let mut listed = Listed { version: String::new(), pods: Vec::new() };
+            let mut next = None;
+            loop {
+                let page = self.page(from, next).await?;
+                listed.pods.extend(page.items.into_iter().flatten());
+                listed.version = page.metadata.resource_version.unwrap_or_default();
+                next = page.metadata.r#continue.filter(|token| !token.is_empty());
+                if next.is_none() {
+                    return Ok(listed);
+                }
+            }
+        };
+        let listed = tokio::time::timeout(LIST_LIMIT, pages).await;
+        listed.unwrap_or_else(|_| Err(self.silent(LIST_LIMIT)))
+    }
+
+    async fn page(&self, from: ListFrom, next: Option<String>) -> Result<PodList, Failure> {
+        let cached = from == ListFrom::Cache;
+        let params = ListParams {
+            field_selector: Some(self.selector.clone()),
+            resource_version: cached.then(|| "0".to_owned()),
+            limit: (!cached).then_some(PAGE),
+            continue_token: next,
+            ..ListParams::default()
+        };
+        let mut answer = self.get(Request::new("/api/v1/pods").list(&params)).await?;
+        let mut text = Vec::new();
+        while answer.read(&mut text, MAX_LIST).await?.is_some() {}
+        serde_json::from_slice(&text).map_err(|why| {
+            Failure::new(Remedy::List, format!("{}: not a list of pods: {why}", self.url))
+        })
+    }
+
+    /// Events after `version`, for no longer than `limit`.
+    pub(super) async fn watch(&self, version: &str, limit: Duration) -> Result<Events, Failure> {
+        let params = WatchParams {
+            field_selector: Some(self.selector.clone()),
+            timeout: u32::try_from(limit.as_secs()).ok(),
+            ..WatchParams::default()
+        };
+        let answer = self.get(Request::new("/api/v1/pods").watch(&params, version)).await?;
+        Ok(Events { answer, line: Vec::new() })
+    }
+
+    async fn get(
+        &self,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> Result<Answer, Failure> {
+        let request = request.map_err(|e| Failure::new(Remedy::Reconnect, e.to_string()))?;
+        let answer = tokio::time::timeout(self.silence, self.client.request_stream(request)).await;
+        match answer {
+            Ok(Ok(body)) => {
+                Ok(Answer { body: Box::pin(body), url: self.url.clone(), silence: self.silence })
+            }
+            Ok(Err(kube::Error::Api(status))) => Err(Failure::of_status(&status)),
+            Ok(Err(error)) => {
+                let reason = format!("{}: {}", self.url, innermost(&error));
+                Err(Failure::new(Remedy::Reconnect, reason))
+            }
+            Err(_) => Err(self.silent(self.silence)),
+        }
+    }
+
+    fn silent(&self, limit: Duration) -> Failure {
+        let reason =
+            format!("{}: no answer within {}", self.url, humantime::format_duration(limit));
+        Failure::new(Remedy::Reconnect, reason)
+    }
+}
+
+/// The body of an answer.
+struct Answer {
+    body: Pin<Box<dyn AsyncBufRead + Send>>,
+    url: String,
+    silence: Duration,
+}
+
+/// What [`Answer::read`] found.
+struct Piece {
+    ends_line: bool,
+}
+
+impl Answer {
+    /// Adds the next piece to `text`, up to the end of a line. None at the end of the body.
+    async fn read(&mut self, text: &mut Vec<u8>, most: usize) -> Result<Option<Piece>, Failure> {
+        let piece = tokio::time::timeout(self.silence, self.body.fill_buf()).await;
+        let piece = match piece {
+            Ok(Ok(piece)) => piece,
+            Ok(Err(error)) => {
+                let reason = format!("{}: the connection broke: {}", self.url, innermost(&error));
+                return Err(Failure::new(Remedy::Resume, reason));
+            }
+            Err(_) => {
+                let silence = humantime::format_duration(self.silence);
+                let reason = format!("{}: nothing came for {silence}", self.url);
+                return Err(Failure::new(Remedy::Reconnect, reason));
+            }
+        };
+        if piece.is_empty() {
+            return Ok(None);
+        }
+        let end = piece.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+        let taken = end.unwrap_or(piece.len());
+        text.extend_from_slice(&piece[..taken]);
+        self.body.consume_unpin(taken);
+        if text.len() > most {
+            let reason = format!("{}: an answer of more than {most} bytes", self.url);
+            return Err(Failure::new(Remedy::List, reason));
+        }
+        Ok(Some(Piece { ends_line: end.is_some() }))
+    }
+}
+
+/// The events of a watch, one on each line.
+pub(super) struct Events {
+    answer: Answer,
+    line: Vec<u8>,
+}
+
+impl Events {
+    /// The next event; None when the watch has ended.
+    pub(super) async fn next(&mut self) -> Result<Option<Event>, Failure> {
+        loop {
+            match self.answer.read(&mut self.line, MAX_EVENT).await? {
+                // Half an event says nothing; the next watch begins with the whole.
+                None => return Ok(None),
+                Some(Piece { ends_line: false }) => continue,
+                Some(Piece { ends_line: true }) => {}
+            }
+            let line = std::mem::take(&mut self.line);
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            return match serde_json::from_slice(&line) {
+                Ok(Event::Error(status)) => Err(Failure::of_status(&status)),
+                Ok(event) => Ok(Some(event)),
+                Err(why) => {
+                    let reason = format!("{}: not an event of a watch: {why}", self.answer.url);
+                    Err(Failure::new(Remedy::List, reason))
+                }
+            };
+        }
+    }
+}
+
+async fn read(source: &KubernetesSource) -> Result<Config, String> {
+    let options = KubeConfigOptions::default();
+    match source {
+        KubernetesSource::InCluster => Config::incluster()
+            .map_err(|e| format!("no service account of a pod: {}", innermost(&e))),
+        KubernetesSource::Kubeconfig(None) => {
+            Config::from_kubeconfig(&options).await.map_err(|e| format!("kubeconfig: {e}"))
+        }
+        KubernetesSource::Kubeconfig(Some(path)) => {
+            let named = |e| format!("kubeconfig {}: {e}", path.display());
+            let file = Kubeconfig::read_from(path).map_err(named)?;
+            Config::from_custom_kubeconfig(file, &options).await.map_err(named)
+        }
+    }
+}
+
+/// The last cause of an error says what happened; those before say where.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string()
+}
