@@ -12,6 +12,7 @@ use crate::{
     config::Config,
     enricher::PodLookup,
     k8s::{
+        cgroups::Cgroups,
         pods::{PodListError, PodTable},
         watcher::{PodWatcher, Timing},
     },
@@ -78,9 +79,12 @@ impl Agent {
         usage::raise_descriptor_limit();
 
         let (ledger, live, status) = (Ledger::default(), Live::default(), StatusBoard::default());
+        let cgroups = Cgroups::open(ledger.clone());
+        tasks.spawn("cgroups", cgroups.clone().follow(tasks.token()));
         let context = network::Context {
             config: Arc::clone(&config),
             pods: Arc::clone(&pods),
+            cgroups,
             ledger: ledger.clone(),
             live: live.clone(),
             status: status.clone(),

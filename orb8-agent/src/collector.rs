@@ -3,8 +3,14 @@
 //! The probe wakes nobody up: a wake-up costs the traced task microseconds. Whoever drains asks
 //! again sooner when there was much to read.
 
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
 use aya::maps::{MapData, RingBuf};
 use orb8_common::Record;
+use tokio::io::unix::AsyncFd;
 
 use crate::ledger::{Amount, Ledger, LossPoint, Stage};
 
@@ -46,6 +52,15 @@ impl Collector {
             }
         }
         read
+    }
+
+    /// Readable when there is something to drain, for probes that wake their reader up. Needs a tokio
+    /// runtime.
+    #[expect(unsafe_code, reason = "only the caller can promise that a descriptor stays open")]
+    pub fn readable(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        let descriptor = self.ring.as_fd().try_clone_to_owned()?;
+        // SAFETY: it owns an open descriptor, which nobody else can close or replace.
+        unsafe { AsyncFd::register(descriptor) }.map_err(io::Error::from)
     }
 
     /// Records handed on so far.

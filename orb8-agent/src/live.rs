@@ -32,6 +32,31 @@ struct Subscriber {
     tally: Arc<Tally>,
 }
 
+/// Whose records of a signal somebody wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Nobody listens.
+    Nothing,
+    /// Somebody wants all of them.
+    Everything,
+    /// Those of pods in these namespaces and with names that begin so; an empty text is any.
+    Pods(Vec<(String, String)>),
+}
+
+impl Interest {
+    /// Whether records of a pod are wanted by somebody.
+    #[must_use]
+    pub fn may_want(&self, namespace: &str, name: &str) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Everything => true,
+            Self::Pods(pods) => pods.iter().any(|(of_namespace, prefix)| {
+                (of_namespace.is_empty() || of_namespace == namespace) && name.starts_with(prefix)
+            }),
+        }
+    }
+}
+
 /// What became of one subscriber's records.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -99,6 +124,24 @@ impl Live {
         let mut subscribers = self.lock();
         subscribers.retain(|s| !s.queue.is_closed());
         subscribers.iter().any(|s| s.tally.active.load(Relaxed))
+    }
+
+    /// What the active subscribers of `signal` want together.
+    #[must_use]
+    pub fn interest(&self, signal: &str) -> Interest {
+        let subscribers = self.lock();
+        let mut pods = Vec::new();
+        for subscriber in subscribers.iter().filter(|s| s.tally.active.load(Relaxed)) {
+            let StreamRequest { signals, namespace, pod_name, .. } = &subscriber.filter;
+            if !signals.is_empty() && !signals.iter().any(|s| s == signal) {
+                continue;
+            }
+            if namespace.is_empty() && pod_name.is_empty() {
+                return Interest::Everything;
+            }
+            pods.push((namespace.clone(), pod_name.clone()));
+        }
+        if pods.is_empty() { Interest::Nothing } else { Interest::Pods(pods) }
     }
 
     /// Gives `record` to every subscriber that wants it, as `adapt` changes it for that one, unless

@@ -196,6 +196,13 @@ impl Scrape {
         )?;
         counter(
             encoder,
+            "orb8_events_unwanted",
+            "Events that the probe did not emit because nobody listens to that pod",
+            &network,
+            self.snapshot.events_unwanted,
+        )?;
+        counter(
+            encoder,
             "orb8_events_delivered",
             "Events that reached the agent",
             &network,

@@ -17,9 +17,12 @@ pub enum Drop {
     /// Packets on an interface that has no overflow counter, met with a full flow table: counted
     /// nowhere else. Cannot happen while the agent creates the counter before it attaches.
     Uncounted = 3,
+    /// Not a loss: event records that were not emitted because no subscriber wants them. They are not
+    /// among `EventsSeen`.
+    EventsUnwanted = 4,
 }
 
 impl Drop {
     /// Number of slots, the `max_entries` of `DROPS`.
-    pub const SLOTS: u32 = 4;
+    pub const SLOTS: u32 = 5;
 }

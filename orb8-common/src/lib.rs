@@ -5,8 +5,10 @@
 //! asserted at compile time. Both halves of a signal import the same module under the same name.
 #![no_std]
 
+pub mod cgroup;
 pub mod drops;
 pub mod network;
+pub mod pods;
 pub mod record;
 
 pub use record::Record;

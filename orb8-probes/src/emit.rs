@@ -6,8 +6,11 @@ use aya_ebpf::{
 };
 use orb8_common::{Record, drops::Drop};
 
-/// The reader wakes up on a timer; a wake-up from here would cost the traced task 5 µs and more.
-const BPF_RB_NO_WAKEUP: u64 = 1;
+/// `BPF_RB_NO_WAKEUP`: the reader comes by a timer. A wake-up would cost the traced task 5 µs and
+/// more.
+pub(crate) const BY_TIMER: u64 = 1;
+/// The reader is woken up, unless it still has something to read.
+pub(crate) const WAKE_UP: u64 = 0;
 
 /// One counter per [`Drop`] slot.
 #[map]
@@ -15,13 +18,13 @@ static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Drop::SLOTS, 0);
 
 /// Has `fill` write a record in the ring itself, or counts that there was no room.
 #[inline(always)]
-pub(crate) fn emit<T: Record>(ring: &RingBuf, fill: impl FnOnce(&mut T)) {
+pub(crate) fn emit<T: Record>(ring: &RingBuf, wake_up: u64, fill: impl FnOnce(&mut T)) {
     count(Drop::EventsSeen, 1);
     match ring.reserve::<T>(0) {
         Some(mut entry) => {
             // SAFETY: any bits are a `Record`, and `fill` overwrites what the ring held before.
             fill(unsafe { entry.assume_init_mut() });
-            entry.submit(BPF_RB_NO_WAKEUP);
+            entry.submit(wake_up);
         }
         None => count(Drop::RingFull, 1),
     }

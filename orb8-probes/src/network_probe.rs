@@ -8,6 +8,7 @@
 #![expect(unsafe_code, reason = "maps, packets and helpers are raw pointers on this side")]
 
 mod emit;
+mod filter;
 mod network;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};

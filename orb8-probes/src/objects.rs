@@ -20,14 +20,27 @@ impl core::error::Error for Missing {}
 #[repr(C, align(8))]
 struct Aligned<T: ?Sized>(T);
 
-#[cfg(orb8_probes)]
-static NETWORK: &Aligned<[u8]> =
-    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/network_probe")));
+macro_rules! object {
+    ($(#[$doc:meta])* $name:ident, $file:literal) => {
+        $(#[$doc])*
+        #[cfg(orb8_probes)]
+        pub const $name: Result<&[u8], Missing> = {
+            static OBJECT: &Aligned<[u8]> =
+                &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/", $file)));
+            Ok(&OBJECT.0)
+        };
 
-/// The ELF object of the network signal.
-#[cfg(orb8_probes)]
-pub const NETWORK_PROBE: Result<&[u8], Missing> = Ok(&NETWORK.0);
+        $(#[$doc])*
+        #[cfg(not(orb8_probes))]
+        pub const $name: Result<&[u8], Missing> = Err(Missing);
+    };
+}
 
-/// The ELF object of the network signal.
-#[cfg(not(orb8_probes))]
-pub const NETWORK_PROBE: Result<&[u8], Missing> = Err(Missing);
+object!(
+    /// The ELF object that tells of cgroups as they come and go.
+    CGROUP_PROBE, "cgroup_probe"
+);
+object!(
+    /// The ELF object of the network signal.
+    NETWORK_PROBE, "network_probe"
+);

@@ -4,7 +4,7 @@
 //! that turns one into a path, so the tree is walked and remembered.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fs, io,
     os::unix::fs::{DirEntryExt, MetadataExt},
     path::{Path, PathBuf},
@@ -107,12 +107,14 @@ pub struct CgroupTree {
     /// Ids that a walk did not find, and when.
     unknown: HashMap<u64, Instant>,
     walked: Option<Instant>,
+    /// What is gone, in the order in which it went.
+    gone: VecDeque<(Instant, u64)>,
 }
 
 #[derive(Debug)]
 struct Node {
     cgroup: FoundCgroup,
-    /// When a walk first missed it.
+    /// When the kernel said so, or a walk first missed it.
     gone: Option<Instant>,
 }
 
@@ -132,7 +134,13 @@ impl CgroupTree {
     /// The tree below a given mount.
     #[must_use]
     pub fn at(mount: CgroupMount) -> Self {
-        Self { mount, known: HashMap::new(), unknown: HashMap::new(), walked: None }
+        Self {
+            mount,
+            known: HashMap::new(),
+            unknown: HashMap::new(),
+            walked: None,
+            gone: VecDeque::new(),
+        }
     }
 
     /// Where the tree is mounted.
@@ -141,8 +149,7 @@ impl CgroupTree {
         &self.mount
     }
 
-    /// Finds the cgroup with this id. An id not seen before may walk the tree, which takes tens of
-    /// milliseconds on a full node and happens at most once a second. A removed cgroup is found
+    /// Finds the cgroup with this id. An id not seen before may walk the tree, at most once a second. A removed cgroup is found
     /// for another minute after it was missed.
     pub fn identify(&mut self, cgroup_id: u64, now: Instant) -> Option<FoundCgroup> {
         if !self.known.contains_key(&cgroup_id) && self.may_walk(cgroup_id, now) {
@@ -163,11 +170,14 @@ impl CgroupTree {
             && self.unknown.get(&cgroup_id).is_none_or(|asked| over(asked, UNKNOWN))
     }
 
-    fn walk(&mut self, now: Instant) {
+    /// Reads the whole tree, which takes tens of milliseconds on a full node.
+    pub fn walk(&mut self, now: Instant) {
         self.walked = Some(now);
         self.unknown.retain(|_, asked| now.saturating_duration_since(*asked) < UNKNOWN);
-        for node in self.known.values_mut() {
-            node.gone.get_or_insert(now);
+        let mut there = Vec::new();
+        for (id, node) in self.known.iter_mut().filter(|(_, node)| node.gone.is_none()) {
+            node.gone = Some(now);
+            there.push(*id);
         }
         if let Ok(root) = fs::metadata(&self.mount.mount_point) {
             self.found(root.ino(), Path::new(""));
@@ -184,9 +194,43 @@ impl CgroupTree {
                 }
             }
         }
-        self.known.retain(|_, node| {
-            node.gone.is_none_or(|gone| now.saturating_duration_since(gone) < TOMBSTONE)
-        });
+        let known = &self.known;
+        let missed = |id: &u64| known.get(id).is_some_and(|node| node.gone.is_some());
+        self.gone.extend(there.into_iter().filter(missed).map(|id| (now, id)));
+        self.forget(now);
+    }
+
+    /// A cgroup was made; `path` is from the root of the hierarchy.
+    pub fn born(&mut self, id: u64, path: &str) {
+        let cgroup = FoundCgroup { path: path.into(), identity: cgroup::parse(path) };
+        self.known.insert(id, Node { cgroup, gone: None });
+        self.unknown.remove(&id);
+    }
+
+    /// A cgroup was removed.
+    pub fn removed(&mut self, id: u64, now: Instant) {
+        if let Some(node) = self.known.get_mut(&id)
+            && node.gone.is_none()
+        {
+            node.gone = Some(now);
+            self.gone.push_back((now, id));
+        }
+    }
+
+    /// Drops what was removed long ago.
+    pub fn forget(&mut self, now: Instant) {
+        let over = |since: Instant| now.saturating_duration_since(since) >= TOMBSTONE;
+        while let Some((_, id)) = self.gone.pop_front_if(|(since, _)| over(*since)) {
+            if self.known.get(&id).is_some_and(|node| node.gone.is_some_and(over)) {
+                self.known.remove(&id);
+            }
+        }
+    }
+
+    /// Calls `visit` with every cgroup that exists, as far as is known.
+    pub fn for_each(&self, mut visit: impl FnMut(u64, &FoundCgroup)) {
+        let there = self.known.iter().filter(|(_, node)| node.gone.is_none());
+        there.for_each(|(id, node)| visit(*id, &node.cgroup));
     }
 
     fn found(&mut self, id: u64, below: &Path) {

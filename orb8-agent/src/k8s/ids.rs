@@ -38,6 +38,12 @@ impl PodUid {
         }
         Some(Self { value, dashed })
     }
+
+    /// Its 16 bytes, in the order of the text.
+    #[must_use]
+    pub const fn bytes(&self) -> [u8; 16] {
+        self.value.to_be_bytes()
+    }
 }
 
 impl FromStr for PodUid {

@@ -2,6 +2,7 @@
 //! long as the process, and so do links of the kinds that allow it.
 #![expect(unsafe_code, reason = "bpf(2) is called with raw pointers, in `map`")]
 
+pub mod btf;
 mod classifier;
 pub mod map;
 
@@ -10,7 +11,7 @@ use std::{io, os::fd::AsFd};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Map, MapData, MapError, RingBuf},
-    programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions},
+    programs::{ProgramError, RawTracePoint, SchedClassifier, TestRun as _, TestRunOptions},
 };
 
 pub use classifier::{Attachment, Hook, How};
@@ -60,13 +61,21 @@ pub struct Object {
 }
 
 impl Object {
-    /// Loads `elf`; `sizes` sets the `max_entries` of maps (bytes, for a ring).
-    pub fn load(elf: &[u8], sizes: &[(&'static str, u32)]) -> Result<Self, LoadError> {
+    /// Loads `elf`; `sizes` sets the `max_entries` of maps (bytes, for a ring), `globals` the probe's
+    /// read-only variables.
+    pub fn load(
+        elf: &[u8],
+        sizes: &[(&'static str, u32)],
+        globals: &[(&'static str, u32)],
+    ) -> Result<Self, LoadError> {
         let mut loader = EbpfLoader::new();
         // The verifier's whole log costs a megabyte and is asked for again only on failure.
         loader.verifier_log_level(VerifierLogLevel::STATS);
         for (name, entries) in sizes {
             loader.map_max_entries(name, *entries);
+        }
+        for (name, value) in globals {
+            loader.override_global(name, value, true);
         }
         Ok(Self { ebpf: loader.load(elf)? })
     }
@@ -107,6 +116,16 @@ impl Object {
             classifier.load().map_err(failed)?;
         }
         Ok(classifier)
+    }
+
+    /// Loads the program `name` and attaches it to a raw tracepoint, for as long as this object lives.
+    pub fn attach_raw_tracepoint(&mut self, name: &str, at: &str) -> Result<(), LoadError> {
+        let program = self.ebpf.program_mut(name);
+        let program = program.ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+        let failed = |error| LoadError::Program { name: name.into(), error };
+        let program: &mut RawTracePoint = program.try_into().map_err(failed)?;
+        program.load().map_err(failed)?;
+        program.attach(at).map(drop).map_err(failed)
     }
 
     /// Runs the classifier `name` once on an empty packet (`BPF_PROG_TEST_RUN`).

@@ -19,7 +19,7 @@ use super::{
     key::{Key, Key4, Key6},
     slot::{LAST_V4, LAST_V6, Slot},
 };
-use crate::emit;
+use crate::{emit, filter};
 
 /// Entries per family unless the loader says otherwise. A full table costs detail, never a total.
 const FLOW_TABLE_SIZE: u32 = 65_536;
@@ -38,6 +38,9 @@ static OVERFLOW: HashMap<OverflowKey, Counts> = HashMap::with_max_entries(OVERFL
 static FULL_AT: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
 #[map]
 static FLOW_EVENTS: RingBuf = RingBuf::with_byte_size(RING_SIZE, 0);
+/// Whose cgroup an interface is, where it is a pod's: written by the agent.
+#[map]
+static INTERFACE_PODS: HashMap<u32, u64> = HashMap::with_max_entries(OVERFLOW_SIZE, 0);
 #[map]
 static PULSE: Array<Pulse> = Array::with_max_entries(1, 0);
 
@@ -190,10 +193,15 @@ pub(super) fn overflow<K: Key>(key: &K, counts: &Counts) {
     }
 }
 
-/// Reports a moment of a flow's life, with its counters as they are now.
+/// Reports a moment of a flow's life, with its counters as they are now, if somebody wants it.
 #[inline(always)]
 pub(super) fn report<K: Family>(key: &K, entry: *const FlowStats, reasons: u8, tcp_flags: u8) {
-    emit::emit(&FLOW_EVENTS, |event: &mut NetworkFlowEvent| {
+    let ifindex = key.ifindex();
+    // SAFETY: the agent replaces values and does not change them.
+    if !filter::wants(|| unsafe { INTERFACE_PODS.get(ifindex) }.copied()) {
+        return;
+    }
+    emit::emit(&FLOW_EVENTS, emit::BY_TIMER, |event: &mut NetworkFlowEvent| {
         event.key = key.widen();
         event.family = K::FAMILY;
         event.reasons = reasons;

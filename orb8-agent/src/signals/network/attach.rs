@@ -122,6 +122,9 @@ impl Task {
             // The index is used again before the last packets of its former owner were taken.
             self.settle(Last::Nobody);
         }
+        if let Err(error) = self.filter.forget(link.index) {
+            tracing::warn!("INTERFACE_PODS: {error}");
+        }
         const ARPHRD_ETHER: u16 = 1;
         let how = self.context.config.tc_attach;
         let ethernet = link.arphrd == ARPHRD_ETHER || link.arphrd == libc::ARPHRD_LOOPBACK;
@@ -186,7 +189,7 @@ impl Task {
                  named; waiting for one"
                     .into(),
             ),
-            (_, None) => State::Active,
+            (_, None) => self.context.cgroups.missing().map_or(State::Active, State::Degraded),
             (_, Some((name, why))) => State::Degraded(format!(
                 "{} of {} interfaces are not traced, such as {name}: {why}",
                 refused.len(),

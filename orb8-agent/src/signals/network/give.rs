@@ -38,7 +38,11 @@ impl Task {
     pub(super) fn flush(&mut self, last: Last) {
         let now = Instant::now();
         let heard = self.context.live.is_heard();
-        for key in self.table.take_touched() {
+        let touched = self.table.take_touched();
+        for key in &touched {
+            self.note_sender(key, now);
+        }
+        for key in touched {
             let settled = self.interfaces.get(key.serial()).is_none_or(|i| i.is_settled(now));
             if settled || last == Last::Everybody {
                 self.attribute(&key, now);
@@ -50,6 +54,21 @@ impl Task {
                 self.tell_early(&key, leaving);
             }
             self.table.postpone(key);
+        }
+    }
+
+    /// A pod whose processes ended before anybody looked is known by the sockets that it sent from:
+    /// all that comes out of its veth is its own.
+    fn note_sender(&mut self, key: &FlowKey, now: Instant) {
+        let Some(interface) = self.interfaces.get_mut(key.serial()) else { return };
+        if interface.side == Side::Host || interface.owner.is_some() || interface.sender.is_some() {
+            return;
+        }
+        let sends = key.id().hook() == Hook::Ingress;
+        let cgroup_id = self.table.get(key).map_or(0, |flow| flow.cgroup_id);
+        if sends && cgroup_id != 0 {
+            let sender = self.context.cgroups.identify(cgroup_id, now).and_then(|c| c.identity);
+            interface.sender = sender.filter(|sender| sender.pod_uid.is_some());
         }
     }
 
@@ -132,13 +151,13 @@ impl Task {
         } else {
             self.table.get(&key.reverse()).map_or(0, |answer| answer.cgroup_id)
         };
-        let sender = match &mut self.cgroups {
-            Some(tree) if cgroup_id != 0 => tree.identify(cgroup_id, now).and_then(|c| c.identity),
-            _ => None,
+        let sender = match cgroup_id {
+            0 => None,
+            id => self.context.cgroups.identify(id, now).and_then(|cgroup| cgroup.identity),
         };
         let attribution = self.enricher.attribute(Evidence {
             sender_cgroup: sender.as_ref(),
-            veth_owner: interface.owner.as_ref(),
+            veth_owner: interface.owner.as_ref().or(interface.sender.as_ref()),
             local_ip: record::local_address(key.id(), interface.side),
             at_unix_ns: self.clock.unix_ns(flow.last_ns),
             interface_is_host: interface.side == Side::Host,
@@ -187,7 +206,7 @@ impl Task {
         let local_ip = std::net::Ipv4Addr::UNSPECIFIED.into();
         self.enricher.attribute(Evidence {
             sender_cgroup: None,
-            veth_owner: interface.and_then(|i| i.owner.as_ref()),
+            veth_owner: interface.and_then(|i| i.owner.as_ref().or(i.sender.as_ref())),
             local_ip,
             at_unix_ns: self.clock.unix_ns(self.clock.now_ns()),
             interface_is_host: interface.is_some_and(|i| i.side == Side::Host),

@@ -49,6 +49,9 @@ pub(super) struct Interface {
     pub(super) attached_unix_ns: i64,
     pub(super) seen_at: Instant,
     pub(super) owner: Option<CgroupIdentity>,
+    /// The pod that a socket behind it belongs to: who it is, where nobody could be found in its
+    /// namespace before it was gone.
+    pub(super) sender: Option<CgroupIdentity>,
     look_again_at: Instant,
     /// Since the attachment: at ingress, at egress.
     pub(super) totals: [Counts; 2],
@@ -73,6 +76,7 @@ impl Interface {
             attached_unix_ns: 0,
             seen_at: now,
             owner: None,
+            sender: None,
             look_again_at: now,
             totals: [Counts::default(); 2],
             overflow_taken: [Counts::default(); 2],

@@ -50,6 +50,7 @@ impl FlowId {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct KernelCounts {
     pub(super) events_seen: u64,
+    pub(super) events_unwanted: u64,
     pub(super) ring_full: u64,
     pub(super) table_full: u64,
     pub(super) uncounted: u64,
@@ -74,7 +75,7 @@ impl Probe {
             ("FLOWS_V4", config.flow_table_size),
             ("FLOWS_V6", config.flow_table_size),
         ];
-        let mut object = Object::load(orb8_probes::NETWORK_PROBE?, &sizes)?;
+        let mut object = Object::load(orb8_probes::NETWORK_PROBE?, &sizes, &[])?;
         let (v4, v6) = (object.map("FLOWS_V4")?, object.map("FLOWS_V6")?);
         let (last_v4, last_v6) = (object.map("LAST_V4")?, object.map("LAST_V6")?);
         let (overflow, drops) = (object.map("OVERFLOW")?, object.map("DROPS")?);
@@ -228,6 +229,7 @@ impl Probe {
         };
         Ok(KernelCounts {
             events_seen: sum(Drop::EventsSeen)?,
+            events_unwanted: sum(Drop::EventsUnwanted)?,
             ring_full: sum(Drop::RingFull)?,
             table_full: sum(Drop::FlowTableFull)?,
             uncounted: sum(Drop::Uncounted)?,

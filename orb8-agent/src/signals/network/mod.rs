@@ -6,6 +6,7 @@
 
 mod attach;
 mod clock;
+mod filter;
 mod give;
 mod harvest;
 mod interfaces;
@@ -25,6 +26,7 @@ use tonic::Status;
 use crate::{
     config::Config,
     enricher::PodLookup,
+    k8s::cgroups::Cgroups,
     ledger::Ledger,
     live::{Live, SubscriberId},
     probe_loader::LoadError,
@@ -43,6 +45,8 @@ pub struct Context {
     pub config: Arc<Config>,
     /// Names.
     pub pods: Arc<dyn PodLookup>,
+    /// Whose a cgroup id is.
+    pub cgroups: Cgroups,
     /// Where losses go.
     pub ledger: Ledger,
     /// Where records go.
@@ -115,6 +119,8 @@ pub struct Snapshot {
     pub ring: (u64, u64),
     /// Events that the probe wanted to emit.
     pub events_seen: u64,
+    /// Events that were not emitted because nobody wanted them.
+    pub events_unwanted: u64,
     /// Events that arrived here.
     pub events_delivered: u64,
     /// Flows that are tracked.

@@ -273,7 +273,9 @@ fn pod_row(
 /// State for status and metrics; `links` are the interfaces now, with the kernel's counters.
 pub(super) fn snapshot(task: &mut Task, links: &[Link]) -> Snapshot {
     let ring = (task.ring_pending, u64::from(task.context.config.ring_buffer_size));
-    let (maps, map_bytes) = task.probe.fill(ring).unwrap_or_default();
+    let (mut maps, mut map_bytes) = task.probe.fill(ring).unwrap_or_default();
+    maps.push(task.filter.metadata().status());
+    map_bytes += task.filter.metadata().memory();
     Snapshot {
         interfaces: interfaces(task, links),
         maps,
@@ -281,6 +283,7 @@ pub(super) fn snapshot(task: &mut Task, links: &[Link]) -> Snapshot {
         pods: task.accounts.totals(),
         ring,
         events_seen: task.kernel.events_seen,
+        events_unwanted: task.kernel.events_unwanted,
         events_delivered: task.events.delivered(),
         flows: task.table.len() as u64,
     }

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use orb8_common::network::NetworkFlowEvent;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::{MissedTickBehavior, interval},
 };
 
@@ -12,6 +12,7 @@ use super::{
     Command, Context, NAME, NetworkError, Snapshot,
     attach::named_interfaces_exist,
     clock::Clock,
+    filter::EventFilter,
     give::Last,
     interfaces::{Interfaces, Serial},
     maps::{KernelCounts, Probe},
@@ -24,7 +25,6 @@ use crate::{
     collector::Collector,
     config::WINDOW,
     enricher::Enricher,
-    k8s::cgroup_tree::CgroupTree,
     ledger::{Amount, LossPoint, Stage},
     netlink::{
         links::{Link, Links},
@@ -83,7 +83,8 @@ pub(super) struct Task {
     pub(super) netns: NetnsResolver,
     pub(super) surveyed: Option<Instant>,
     pub(super) leftovers: Leftovers,
-    pub(super) cgroups: Option<CgroupTree>,
+    pub(super) cgroup_changes: watch::Receiver<u64>,
+    pub(super) filter: EventFilter,
     pub(super) enricher: Enricher,
     /// Counts changes of facts that attributions rest on.
     pub(super) epoch: u32,
@@ -102,8 +103,7 @@ impl Task {
         let events =
             Collector::new(probe.object().ring("FLOW_EVENTS")?, context.ledger.clone(), NAME);
         let clock = Clock::new(probe.pulse()?);
-        let cgroups =
-            CgroupTree::open().inspect_err(|e| tracing::warn!("containers stay unnamed: {e}")).ok();
+        let filter = EventFilter::of(probe.object())?;
         let mut task = Self {
             probe,
             events,
@@ -123,7 +123,8 @@ impl Task {
             netns: NetnsResolver::open()?,
             surveyed: None,
             leftovers: Leftovers::open()?,
-            cgroups,
+            cgroup_changes: context.cgroups.changes(),
+            filter,
             enricher: Enricher::new(Arc::clone(&context.pods)),
             epoch: 1,
             pods_generation: context.pods.generation(),
@@ -160,6 +161,7 @@ impl Task {
                     let read = self.drain();
                     self.resolve_owners().await;
                     self.flush(Last::Nobody);
+                    self.update_filter();
                     if read * size_of::<NetworkFlowEvent>() * 4
                         > self.context.config.ring_buffer_size as usize
                     {
@@ -187,6 +189,7 @@ impl Task {
                 let known = query::check(self, &filter);
                 if known.is_ok() {
                     self.context.live.activate(id);
+                    self.update_filter();
                 }
                 drop(reply.send(known));
             }
