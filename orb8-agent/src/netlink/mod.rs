@@ -173,18 +173,43 @@ impl RouteSocket {
         loop {
             buffer.clear();
             let sender = self.socket.recv_from(&mut buffer).await?;
-            // Other processes may write to this socket too.
-            if sender.port_number() != KERNEL {
-                continue;
+            if let Some(messages) = received(&sender, &buffer)? {
+                return Ok(messages);
             }
-            // It may have been longer, and what did not fit is lost.
-            if buffer.len() == buffer.capacity() {
-                let why = format!("a datagram of {} bytes, expected less", buffer.len());
-                return Err(io::Error::new(ErrorKind::InvalidData, why));
-            }
-            return Ok(decode(&buffer));
         }
     }
+
+    /// The messages of the next datagram, if the kernel has one by now: asked without the detour by
+    /// the runtime, which may not have heard of it yet.
+    fn receive_queued(&self) -> io::Result<Option<Vec<Message>>> {
+        let mut buffer = Vec::with_capacity(DATAGRAM_MAX);
+        loop {
+            buffer.clear();
+            let read = self.socket.socket_ref().recv_from(&mut buffer, libc::MSG_DONTWAIT);
+            let sender = match read {
+                Ok((_, sender)) => sender,
+                Err(why) if why.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(why) => return Err(why),
+            };
+            if let Some(messages) = received(&sender, &buffer)? {
+                return Ok(Some(messages));
+            }
+        }
+    }
+}
+
+/// The messages of a datagram; none if it is not the kernel's.
+fn received(sender: &SocketAddr, buffer: &Vec<u8>) -> io::Result<Option<Vec<Message>>> {
+    // Other processes may write to this socket too.
+    if sender.port_number() != KERNEL {
+        return Ok(None);
+    }
+    // It may have been longer, and what did not fit is lost.
+    if buffer.len() == buffer.capacity() {
+        let why = format!("a datagram of {} bytes, expected less", buffer.len());
+        return Err(io::Error::new(ErrorKind::InvalidData, why));
+    }
+    Ok(Some(decode(buffer)))
 }
 
 fn encode(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> io::Result<Vec<u8>> {

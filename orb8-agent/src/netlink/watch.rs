@@ -64,18 +64,40 @@ impl LinkWatch {
                 self.reopen().await;
                 return LinkChange::Resync;
             };
-            match socket.receive().await {
-                Ok(messages) => {
-                    self.pending.extend(messages.iter().rev().filter_map(change));
-                }
-                // The old queue is dropped with its socket: what is in it is older than the
-                // snapshot that the consumer takes next, and its ends may be missing.
-                Err(why) => {
-                    tracing::warn!(error = %why, "changes of interfaces were lost, listing them again");
-                    self.socket = None;
-                }
+            let received = socket.receive().await;
+            self.queue(received);
+        }
+    }
+
+    /// The next change that the kernel has announced by now, if there is one: whatever was true when
+    /// it answered a question before this is told by these.
+    pub fn next_queued(&mut self) -> Option<LinkChange> {
+        loop {
+            if let Some(change) = self.pending.pop() {
+                return Some(change);
+            }
+            // A broken one is replaced by whoever waits for the next change.
+            let received = self.socket.as_ref()?.receive_queued().transpose()?;
+            self.queue(received);
+        }
+    }
+
+    fn queue(&mut self, received: io::Result<Vec<Message>>) {
+        match received {
+            Ok(messages) => self.pending.extend(messages.iter().rev().filter_map(change)),
+            // The old queue is dropped with its socket: what is in it is older than the snapshot that
+            // the consumer takes next, and its ends may be missing.
+            Err(why) => {
+                tracing::warn!(error = %why, "changes of interfaces were lost, listing them again");
+                self.socket = None;
             }
         }
+    }
+
+    /// Whether changes may have been missed since the last one that was handed out.
+    #[must_use]
+    pub const fn is_broken(&self) -> bool {
+        self.socket.is_none()
     }
 
     /// The same as a stream without an end.

@@ -25,7 +25,7 @@ pub(super) struct Binaries {
 }
 
 /// Test targets of [`PACKAGES`], each with its arguments, in the order in which they run.
-const TESTS: [(&str, &[&str]); 2] = [
+const TESTS: [(&str, &[&str]); 3] = [
     // The real object, verified by the kernel, and one helper of it after the other. Not the three
     // properties that want thousands of packets: emulated, they take longer than all the rest, and
     // what they are about is not what differs from kernel to kernel.
@@ -35,6 +35,8 @@ const TESTS: [(&str, &[&str]); 2] = [
     ),
     // Real pods with real traffic: attached at TCX or clsact, harvested, compared with the kernel.
     ("exact", &[]),
+    // Cgroups as this kernel tells of them.
+    ("births", &[]),
 ];
 
 const PACKAGES: [&str; 3] = ["orb8-probes", "orb8-tests", "orb8-testkit"];

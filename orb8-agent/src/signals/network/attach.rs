@@ -2,11 +2,9 @@
 //! behind them, and clearing away what a killed run left.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
-
-use futures_util::FutureExt as _;
 
 use super::{
     NAME, NetworkError,
@@ -51,7 +49,7 @@ impl Task {
                     Err(error) => tracing::warn!("{error}"),
                 },
             }
-            next = self.link_watch.next().now_or_never();
+            next = self.link_watch.next_queued();
         }
         self.reconcile().await;
     }
@@ -128,20 +126,29 @@ impl Task {
         const ARPHRD_ETHER: u16 = 1;
         let how = self.context.config.tc_attach;
         let ethernet = link.arphrd == ARPHRD_ETHER || link.arphrd == libc::ARPHRD_LOOPBACK;
-        let before = self.kernel_counters(link.index).await;
+        let before = self.kernel_counters(link).await;
         match self.probe.attach(&link.name, link.index, ethernet, how) {
             Ok(attachments) => {
                 let mut interface = Interface::new(link, side, Instant::now());
                 interface.hold(attachments);
                 interface.attached_unix_ns = self.clock.unix_ns(self.clock.now_ns());
-                let after = self.kernel_counters(link.index).await;
+                let after = self.kernel_counters(link).await;
+                // Attaching goes by the name, and by now the name may be another interface's.
+                if after.is_none() {
+                    interface.detach();
+                    self.known_links.remove(&link.index);
+                    if let Err(error) = self.probe.forget_overflow(link.index) {
+                        tracing::warn!("OVERFLOW: {error}");
+                    }
+                    return;
+                }
                 interface.kernel_at_attach = after.unwrap_or(link.counters);
                 interface.baseline_is_exact = before == after;
                 self.interfaces.refused.remove(&link.index);
                 tracing::debug!(interface = link.name, how = interface.attached, "attached");
                 let serial = self.interfaces.add(interface);
                 if before != after {
-                    self.find_baseline(serial, link.index).await;
+                    self.find_baseline(serial, link).await;
                 }
             }
             // It went away again: its removal is announced, or was.
@@ -153,17 +160,19 @@ impl Task {
         }
     }
 
-    async fn kernel_counters(&mut self, index: u32) -> Option<LinkCounters> {
-        Some(self.links.get(index).await.ok()??.counters)
+    /// The kernel's counters of an interface, if it is still there under its name.
+    async fn kernel_counters(&mut self, link: &Link) -> Option<LinkCounters> {
+        let now = self.links.get(link.index).await.ok()??;
+        (now.name == link.name).then_some(now.counters)
     }
 
     /// Packets passed while the interface was attached, so the kernel's counters then are not those
     /// from which ours count. They are found at a moment when nothing moves, if there is one.
-    async fn find_baseline(&mut self, serial: Serial, index: u32) {
+    async fn find_baseline(&mut self, serial: Serial, link: &Link) {
         for _ in 0..BASELINE_ATTEMPTS {
-            let Some(before) = self.kernel_counters(index).await else { return };
+            let Some(before) = self.kernel_counters(link).await else { return };
             self.settle(Last::Nobody);
-            let after = self.kernel_counters(index).await;
+            let after = self.kernel_counters(link).await;
             let Some(interface) = self.interfaces.get_mut(serial) else { return };
             let [ingress, egress] = interface.totals;
             interface.kernel_at_attach = LinkCounters {
@@ -221,13 +230,40 @@ impl Task {
             Ok(owners) => owners,
             Err(error) => return tracing::warn!("{error}"),
         };
-        for (serial, nsid) in unowned {
-            let identity = owners.get(&nsid).and_then(|owner| owner.identity);
+        let mut found = HashMap::new();
+        for (serial, nsid) in &unowned {
+            if let Some(identity) = owners.get(nsid).and_then(|owner| owner.identity)
+                && self.still_leads_to(*serial, *nsid).await
+            {
+                found.insert(*serial, identity);
+            }
+        }
+        // The end of every interface whose index was used again by then is announced by now.
+        while let Some(change) = self.link_watch.next_queued() {
+            self.links_changed(change).await;
+        }
+        if self.link_watch.is_broken() {
+            return;
+        }
+        for (serial, _) in unowned {
+            if self.retiring.contains(&serial) {
+                continue;
+            }
+            let identity = found.get(&serial).copied();
             if let Some(interface) = self.interfaces.get_mut(serial) {
                 interface.looked_for_owner(identity, now);
                 self.epoch += u32::from(identity.is_some());
             }
         }
+    }
+
+    /// Whether the interface is there and leads to the namespace with this number: both a namespace's
+    /// number and an interface's index are used again as soon as they are free, and while it was
+    /// found out who lives in that namespace, another one may have come.
+    async fn still_leads_to(&mut self, serial: Serial, nsid: i32) -> bool {
+        let Some(index) = self.interfaces.get(serial).map(|i| i.index) else { return false };
+        let link = self.links.get(index).await.ok().flatten();
+        link.is_some_and(|link| link.peer_nsid == Some(nsid))
     }
 
     /// Filters of a run that was killed: they count for nobody.
