@@ -93,14 +93,17 @@ pub struct FlowStats {
     pub first_ns: u64,
     /// cgroup of the sending socket, 0 where the packet had none (all that a pod receives).
     pub cgroup_id: u64,
-    /// 1 once a TCP SYN was seen. A byte each: CPUs that set them at once lose nothing.
+    /// 1 once a TCP SYN without ACK was seen: its sender opens the connection. A byte each: CPUs
+    /// that set them at once lose nothing.
     pub syn: u8,
     /// 1 once a TCP FIN was seen.
     pub fin: u8,
     /// 1 once a TCP RST was seen.
     pub rst: u8,
+    /// 1 once a TCP SYN with ACK was seen.
+    pub syn_ack: u8,
     /// Zero.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 4],
 }
 
 /// Packets that found no room in the flow table, per interface and direction: `OVERFLOW`'s key.
@@ -158,6 +161,8 @@ pub mod tcp_flags {
     pub const SYN: u8 = 0x02;
     /// The connection is being torn down.
     pub const RST: u8 = 0x04;
+    /// Answers something; a SYN without it is the first of a connection.
+    pub const ACK: u8 = 0x10;
 }
 
 /// Why a [`NetworkFlowEvent`] was emitted; several may hold at once.

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use orb8_common::network::{
     Counts, FlowKey4, FlowKey6, FlowStats, event_reasons,
     key_flags::MALFORMED,
-    tcp_flags::{FIN, RST, SYN},
+    tcp_flags::{ACK, FIN, RST, SYN},
 };
 
 use super::{
@@ -166,9 +166,10 @@ fn first_packet<K: Family>(ctx: &TcContext, key: &K, packet: &Sample) -> Option<
     stats.first_ns = flows::boot_ns();
     // SAFETY: the context is a valid skb.
     stats.cgroup_id = unsafe { bpf_skb_cgroup_id(ctx.skb.skb) };
-    stats.syn = u8::from(packet.tcp_flags & SYN != 0);
+    stats.syn = u8::from(packet.tcp_flags & (SYN | ACK) == SYN);
     stats.fin = u8::from(packet.tcp_flags & FIN != 0);
     stats.rst = u8::from(packet.tcp_flags & RST != 0);
+    stats.syn_ack = u8::from(packet.tcp_flags & (SYN | ACK) == SYN | ACK);
     let inserted = K::table().insert(key.as_ref(), &*stats, u64::from(BPF_NOEXIST)).is_ok();
     let entry = key.entry();
     match (inserted, entry) {

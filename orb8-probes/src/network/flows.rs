@@ -135,7 +135,11 @@ pub(super) fn note_life(entry: *mut FlowStats, flags: u8) {
     // SAFETY: `entry` is a value of the flow table, which stays mapped while the program runs.
     let stats = unsafe { &mut *entry };
     if flags & tcp_flags::SYN != 0 {
-        stats.syn = 1;
+        if flags & tcp_flags::ACK == 0 {
+            stats.syn = 1;
+        } else {
+            stats.syn_ack = 1;
+        }
     }
     if flags & tcp_flags::FIN != 0 {
         stats.fin = 1;

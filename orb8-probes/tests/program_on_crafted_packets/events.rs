@@ -63,7 +63,29 @@ fn every_syn_fin_and_rst_is_an_event_and_no_other_packet_of_a_known_flow_is() {
     ];
     assert_eq!(seen, expected);
     let entry = probe.entries().into_values().next().expect("one flow");
-    assert_eq!((entry.syn, entry.fin, entry.rst), (1, 1, 1));
+    assert_eq!((entry.syn, entry.syn_ack, entry.fin, entry.rst), (1, 1, 1, 1));
+}
+
+#[test]
+fn who_opens_a_connection_is_told_from_who_answers() {
+    let cases = [
+        (vec![SYN, ACK], (1, 0)),
+        (vec![SYN | ACK, ACK], (0, 1)),
+        (vec![ACK, SYN | ACK], (0, 1)),
+        (vec![ACK, SYN | 0xc0], (1, 0)), // with ECN, as RFC 3168 has it
+        (vec![SYN, SYN | ACK], (1, 1)),  // at once from both sides
+        (vec![ACK, ACK | 8], (0, 0)),
+    ];
+    for (flags, expected) in cases {
+        let mut probe = Probe::load(&Sizes::default());
+        for flags in &flags {
+            probe.run("orb8_ingress", &tcp(*flags).craft(INGRESS).bytes);
+        }
+        let entry = probe.entries().into_values().next().expect("one flow");
+        assert_eq!((entry.syn, entry.syn_ack), expected, "{flags:?}");
+        let last = probe.take_events().pop().expect("its first packet");
+        assert!(last.stats.syn <= entry.syn && last.stats.syn_ack <= entry.syn_ack);
+    }
 }
 
 #[test]
@@ -77,7 +99,7 @@ fn a_new_flow_is_reported_with_its_first_packet_counted() {
         assert_eq!(key, crafted.answer(crafted.bytes.len()).key);
         assert_eq!(event.stats.counts, one(&crafted.bytes));
         assert_eq!(event.reasons, event_reasons::NEW);
-        assert_eq!((event.reserved, event.stats.reserved), (0, [0; 5]));
+        assert_eq!((event.reserved, event.stats.reserved), (0, [0; 4]));
         assert!(event.stats.first_ns > 0 && event.timestamp_ns >= event.stats.first_ns);
     }
 }

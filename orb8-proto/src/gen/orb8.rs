@@ -114,6 +114,38 @@ pub struct NetworkFlow {
     /// with FLOW_STATE_ENDED: fin, rst, idle, interface_gone, trace_stopped
     #[prost(string, tag = "27")]
     pub end_reason: ::prost::alloc::string::String,
+    /// The other side as the packets name it: where a client talks to a Service, the Service.
+    #[prost(message, optional, tag = "28")]
+    pub peer: ::core::option::Option<Peer>,
+    /// Who is really there, where the node translates the peer's address: the backend of a Service, or
+    /// the client behind a masquerade. Absent where nothing is translated, or that cannot be told.
+    #[prost(message, optional, tag = "29")]
+    pub backend: ::core::option::Option<Peer>,
+    #[prost(enumeration = "OpenedBy", tag = "30")]
+    pub opened_by: i32,
+    /// what runs the owner, e.g. "Deployment/web"
+    #[prost(string, tag = "31")]
+    pub workload: ::prost::alloc::string::String,
+}
+/// One end of a flow, by what is known of its address at the time of the record.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Peer {
+    #[prost(enumeration = "PeerKind", tag = "1")]
+    pub kind: i32,
+    /// Of a pod or a Service. Of an external peer: of the Service that lists it as its endpoint.
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+    /// also of a node
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    /// what runs a pod, e.g. "StatefulSet/db"
+    #[prost(string, tag = "4")]
+    pub workload: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub ip: ::prost::alloc::string::String,
+    /// 0 where the protocol has none
+    #[prost(uint32, tag = "6")]
+    pub port: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PodQuery {
@@ -174,6 +206,9 @@ pub struct PodTraffic {
     /// included above, without flow detail
     #[prost(uint64, tag = "14")]
     pub overflow_packets: u64,
+    /// what runs the pod, e.g. "Deployment/web"
+    #[prost(string, tag = "16")]
+    pub workload: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SyscallQuery {
@@ -230,11 +265,15 @@ pub struct StatusResponse {
     pub maps: ::prost::alloc::vec::Vec<MapStatus>,
     #[prost(message, optional, tag = "10")]
     pub pod_source: ::core::option::Option<PodSource>,
+    #[prost(message, optional, tag = "12")]
+    pub peer_source: ::core::option::Option<PodSource>,
 }
-/// Where the names of pods come from, and how current they are.
+/// Where names come from, and how current they are: those of this node's pods, and those of peers
+/// beyond them.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PodSource {
-    /// kubernetes, file, or empty: from nowhere, so that pods have ids only
+    /// kubernetes, file, or empty: from nowhere, so that pods have ids only, and peers are named as far
+    /// as they are on this node.
     #[prost(string, tag = "1")]
     pub kind: ::prost::alloc::string::String,
     #[prost(enumeration = "PodSourceState", tag = "2")]
@@ -548,6 +587,88 @@ impl FlowSort {
             "FLOW_SORT_BYTES" => Some(Self::Bytes),
             "FLOW_SORT_PACKETS" => Some(Self::Packets),
             "FLOW_SORT_TIME" => Some(Self::Time),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PeerKind {
+    Unspecified = 0,
+    Pod = 1,
+    Service = 2,
+    Node = 3,
+    /// a public address
+    External = 4,
+    /// an address inside the cluster, or a private one, that nobody is known by
+    Unknown = 5,
+    Loopback = 6,
+    /// or broadcast
+    Multicast = 7,
+}
+impl PeerKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PEER_KIND_UNSPECIFIED",
+            Self::Pod => "PEER_KIND_POD",
+            Self::Service => "PEER_KIND_SERVICE",
+            Self::Node => "PEER_KIND_NODE",
+            Self::External => "PEER_KIND_EXTERNAL",
+            Self::Unknown => "PEER_KIND_UNKNOWN",
+            Self::Loopback => "PEER_KIND_LOOPBACK",
+            Self::Multicast => "PEER_KIND_MULTICAST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PEER_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "PEER_KIND_POD" => Some(Self::Pod),
+            "PEER_KIND_SERVICE" => Some(Self::Service),
+            "PEER_KIND_NODE" => Some(Self::Node),
+            "PEER_KIND_EXTERNAL" => Some(Self::External),
+            "PEER_KIND_UNKNOWN" => Some(Self::Unknown),
+            "PEER_KIND_LOOPBACK" => Some(Self::Loopback),
+            "PEER_KIND_MULTICAST" => Some(Self::Multicast),
+            _ => None,
+        }
+    }
+}
+/// Who opened a TCP connection: whoever sent a SYN without ACK. Never a guess.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum OpenedBy {
+    Unspecified = 0,
+    /// the owner of this record
+    Owner = 1,
+    Peer = 2,
+    /// that was not seen, both did, or there are no connections
+    Unknown = 3,
+}
+impl OpenedBy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "OPENED_BY_UNSPECIFIED",
+            Self::Owner => "OPENED_BY_OWNER",
+            Self::Peer => "OPENED_BY_PEER",
+            Self::Unknown => "OPENED_BY_UNKNOWN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "OPENED_BY_UNSPECIFIED" => Some(Self::Unspecified),
+            "OPENED_BY_OWNER" => Some(Self::Owner),
+            "OPENED_BY_PEER" => Some(Self::Peer),
+            "OPENED_BY_UNKNOWN" => Some(Self::Unknown),
             _ => None,
         }
     }
