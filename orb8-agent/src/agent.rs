@@ -9,10 +9,11 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::{
     api_server::{self, Api},
-    config::Config,
+    config::{Config, PeerScope},
     enricher::PodLookup,
     k8s::{
         cgroups::Cgroups,
+        peers::PeerStore,
         pods::{PodListError, PodTable},
         watcher::{PodWatcher, Timing},
     },
@@ -76,6 +77,7 @@ impl Agent {
         let metrics = bind("metrics", config.metrics_listen)?;
         let tasks = Tasks::default();
         let pods = pod_source(&config, &tasks)?;
+        let peers = peer_source(&config, &tasks);
         usage::raise_descriptor_limit();
 
         let (ledger, live, status) = (Ledger::default(), Live::default(), StatusBoard::default());
@@ -85,6 +87,7 @@ impl Agent {
             config: Arc::clone(&config),
             pods: Arc::clone(&pods),
             cgroups,
+            peers,
             ledger: ledger.clone(),
             live: live.clone(),
             status: status.clone(),
@@ -182,6 +185,15 @@ fn pod_source(config: &Config, tasks: &Tasks) -> Result<Arc<dyn PodLookup>, Star
     let pods = watcher.pods();
     tasks.spawn("pods", watcher.run(tasks.token()));
     Ok(pods)
+}
+
+/// Where the names of peers beyond this node come from, if anybody wants them.
+fn peer_source(config: &Config, tasks: &Tasks) -> Option<Arc<PeerStore>> {
+    let source = config.kubernetes.as_ref().filter(|_| config.peers == PeerScope::Cluster)?;
+    let peers = Arc::new(PeerStore::new(&config.node_name));
+    let watch = Arc::clone(&peers).watch(source.clone(), Timing::default(), tasks.token());
+    tasks.spawn("peers", watch);
+    Some(peers)
 }
 
 fn state_of(error: &NetworkError) -> State {

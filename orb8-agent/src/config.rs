@@ -74,6 +74,11 @@ pub struct RawConfig {
     /// ~/.kube/config]
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+    /// Peers to know by name: node (this node and its pods) or cluster (all pods, Services, nodes
+    /// and endpoints). Each agent with cluster watches all of them: that loads the API server, costs
+    /// about 1 KB of memory for each, and takes the right to list and watch them [default: node]
+    #[arg(long, env = "ORB8_PEERS", value_name = "WHOSE")]
+    pub peers: Option<String>,
 }
 
 /// How classifiers are attached.
@@ -86,6 +91,16 @@ pub enum TcAttach {
     Tcx,
     /// Filters on a clsact qdisc.
     Clsact,
+}
+
+/// Which peers are known by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PeerScope {
+    /// What the agent knows anyhow: this node and its pods.
+    #[default]
+    Node,
+    /// The whole cluster, by watches of its own.
+    Cluster,
 }
 
 /// What the agent runs with.
@@ -110,6 +125,8 @@ pub struct Config {
     pub pods: Option<PathBuf>,
     /// The Kubernetes API that names pods, where there is no static list.
     pub kubernetes: Option<KubernetesSource>,
+    /// Which peers are known by name.
+    pub peers: PeerScope,
     /// How often the event ring is drained.
     pub event_interval: Duration,
     /// How often totals are read; the rhythm of trace records.
@@ -145,6 +162,8 @@ impl RawConfig {
                 Err(problem) => problems.push(problem),
             }
         }
+        let kubernetes = self.kubernetes_source(running_as_pod(), &mut problems);
+        let peers = self.peer_scope(kubernetes.is_some(), &mut problems);
         let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let config = Config {
             node_name: self.node_name.clone().unwrap_or_else(host_name),
@@ -173,7 +192,8 @@ impl RawConfig {
                 &mut problems,
             )
             .unwrap_or(DEFAULT_FLOW_TABLE_SIZE),
-            kubernetes: self.kubernetes_source(running_as_pod(), &mut problems),
+            kubernetes,
+            peers,
             pods: self.pods,
             event_interval: Duration::from_millis(100),
             tick: Duration::from_secs(1),
@@ -200,6 +220,7 @@ impl RawConfig {
         fill(&mut self.pods, file.pods);
         fill(&mut self.kubernetes, file.kubernetes);
         fill(&mut self.kubeconfig, file.kubeconfig);
+        fill(&mut self.peers, file.peers);
         self.insecure |= file.insecure;
         if self.interfaces.is_empty() {
             self.interfaces = file.interfaces;
@@ -268,6 +289,28 @@ impl RawConfig {
             path => KubernetesSource::Kubeconfig(path),
         };
         wanted.then_some(source)
+    }
+}
+
+impl RawConfig {
+    fn peer_scope(&self, asks_kubernetes: bool, problems: &mut Vec<String>) -> PeerScope {
+        match self.peers.as_deref() {
+            None | Some("node") => PeerScope::Node,
+            Some("cluster") => {
+                if !asks_kubernetes {
+                    problems.push(
+                        "peers: cluster takes the Kubernetes API, which is not asked for names; \
+                         say --kubernetes on or --kubeconfig FILE"
+                            .into(),
+                    );
+                }
+                PeerScope::Cluster
+            }
+            Some(other) => {
+                problems.push(format!("peers: {other:?} is unknown; expected node or cluster"));
+                PeerScope::Node
+            }
+        }
     }
 }
 

@@ -208,6 +208,13 @@ impl Scrape {
             &network,
             self.snapshot.events_delivered,
         )?;
+        counter(
+            encoder,
+            "orb8_peers_unasked",
+            "Flows whose first record went out before the kernel was asked who is behind their peer",
+            &network,
+            self.snapshot.peers_unasked,
+        )?;
         let mut family = encoder.encode_descriptor(
             "orb8_map_entries_ratio",
             "Share of a kernel map that is in use",

@@ -1,6 +1,6 @@
-//! The Kubernetes API as the watcher asks it: a list and a watch of the pods of one node.
+//! The Kubernetes API as a watcher asks it: a list and a watch of one kind of objects.
 
-use std::{path::PathBuf, pin::Pin, time::Duration};
+use std::{marker::PhantomData, path::PathBuf, pin::Pin, time::Duration};
 
 use futures_util::{AsyncBufRead, AsyncBufReadExt as _};
 use kube::{
@@ -12,11 +12,9 @@ use kube::{
         request::Request,
     },
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
-use super::manifest::Object;
-
-/// Pods at a time where the list is read from the database. The API's cache gives all at once.
+/// Objects at a time where the list is read from the database. The API's cache gives all at once.
 const PAGE: u32 = 500;
 /// Longest answer to a list. A node runs some hundred pods of some ten kilobytes.
 const MAX_LIST: usize = 512 << 20;
@@ -95,26 +93,40 @@ pub(super) enum ListFrom {
     Newest,
 }
 
-/// A client of the API.
+/// What a client asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Query {
+    /// Such as `/api/v1/pods`.
+    pub(super) path: &'static str,
+    /// By fields; none: all there are.
+    pub(super) selector: Option<String>,
+}
+
+/// An object as the API writes it, as far as orb8 reads it.
+pub(super) trait Resource: DeserializeOwned + Send {
+    /// `metadata.resourceVersion`
+    fn version(&self) -> Option<&str>;
+}
+
+/// A client of the API that asks for one kind of objects.
 pub(super) struct Api {
     client: Client,
-    /// Of the node whose pods are asked for.
-    selector: String,
+    query: Query,
     url: String,
     /// How long the API may be silent.
     silence: Duration,
 }
 
-/// Pods, and the version of the cluster that they are of.
-pub(super) struct Listed {
+/// Objects, and the version of the cluster that they are of.
+pub(super) struct Listed<T> {
     pub(super) version: String,
-    pub(super) pods: Vec<Object>,
+    pub(super) objects: Vec<T>,
 }
 
 #[derive(Deserialize)]
-struct PodList {
+struct List<T> {
     metadata: ListMetadata,
-    items: Option<Vec<Object>>,
+    items: Option<Vec<T>>,
 }
 
 #[derive(Deserialize)]
@@ -127,12 +139,12 @@ struct ListMetadata {
 /// An event of a watch.
 #[derive(Deserialize)]
 #[serde(tag = "type", content = "object", rename_all = "UPPERCASE")]
-pub(super) enum Event {
-    Added(Object),
-    Modified(Object),
-    Deleted(Object),
+pub(super) enum Event<T> {
+    Added(T),
+    Modified(T),
+    Deleted(T),
     /// Nothing happened up to a version.
-    Bookmark(Object),
+    Bookmark(T),
     Error(Status),
 }
 
@@ -140,7 +152,7 @@ impl Api {
     /// Reads the configuration and makes a client. Nothing is asked yet.
     pub(super) async fn new(
         source: &KubernetesSource,
-        node: &str,
+        query: Query,
         silence: Duration,
     ) -> Result<Self, Failure> {
         let mut config = read(source).await.map_err(|e| Failure::new(Remedy::Reconnect, e))?;
@@ -157,17 +169,17 @@ impl Api {
         let client = client
             .map_err(|e| Failure::new(Remedy::Reconnect, e.to_string()))?
             .map_err(|e| Failure::new(Remedy::Reconnect, innermost(&e)))?;
-        Ok(Self { client, selector: format!("spec.nodeName={node}"), url, silence })
+        Ok(Self { client, query, url, silence })
     }
 
-    /// All pods of the node.
-    pub(super) async fn list(&self, from: ListFrom) -> Result<Listed, Failure> {
+    /// All objects.
+    pub(super) async fn list<T: Resource>(&self, from: ListFrom) -> Result<Listed<T>, Failure> {
         let pages = async {
-            let mut listed = Listed { version: String::new(), pods: Vec::new() };
+            let mut listed = Listed { version: String::new(), objects: Vec::new() };
             let mut next = None;
             loop {
                 let page = self.page(from, next).await?;
-                listed.pods.extend(page.items.into_iter().flatten());
+                listed.objects.extend(page.items.into_iter().flatten());
                 listed.version = page.metadata.resource_version.unwrap_or_default();
                 next = page.metadata.r#continue.filter(|token| !token.is_empty());
                 if next.is_none() {
@@ -179,32 +191,41 @@ impl Api {
         listed.unwrap_or_else(|_| Err(self.silent(LIST_LIMIT)))
     }
 
-    async fn page(&self, from: ListFrom, next: Option<String>) -> Result<PodList, Failure> {
+    async fn page<T: Resource>(
+        &self,
+        from: ListFrom,
+        next: Option<String>,
+    ) -> Result<List<T>, Failure> {
         let cached = from == ListFrom::Cache;
         let params = ListParams {
-            field_selector: Some(self.selector.clone()),
+            field_selector: self.query.selector.clone(),
             resource_version: cached.then(|| "0".to_owned()),
             limit: (!cached).then_some(PAGE),
             continue_token: next,
             ..ListParams::default()
         };
-        let mut answer = self.get(Request::new("/api/v1/pods").list(&params)).await?;
+        let mut answer = self.get(Request::new(self.query.path).list(&params)).await?;
         let mut text = Vec::new();
         while answer.read(&mut text, MAX_LIST).await?.is_some() {}
         serde_json::from_slice(&text).map_err(|why| {
-            Failure::new(Remedy::List, format!("{}: not a list of pods: {why}", self.url))
+            let path = self.query.path;
+            Failure::new(Remedy::List, format!("{}: not a list of {path}: {why}", self.url))
         })
     }
 
     /// Events after `version`, for no longer than `limit`.
-    pub(super) async fn watch(&self, version: &str, limit: Duration) -> Result<Events, Failure> {
+    pub(super) async fn watch<T: Resource>(
+        &self,
+        version: &str,
+        limit: Duration,
+    ) -> Result<Events<T>, Failure> {
         let params = WatchParams {
-            field_selector: Some(self.selector.clone()),
+            field_selector: self.query.selector.clone(),
             timeout: u32::try_from(limit.as_secs()).ok(),
             ..WatchParams::default()
         };
-        let answer = self.get(Request::new("/api/v1/pods").watch(&params, version)).await?;
-        Ok(Events { answer, line: Vec::new() })
+        let answer = self.get(Request::new(self.query.path).watch(&params, version)).await?;
+        Ok(Events { answer, line: Vec::new(), objects: PhantomData })
     }
 
     async fn get(
@@ -277,14 +298,15 @@ impl Answer {
 }
 
 /// The events of a watch, one on each line.
-pub(super) struct Events {
+pub(super) struct Events<T> {
     answer: Answer,
     line: Vec<u8>,
+    objects: PhantomData<fn() -> T>,
 }
 
-impl Events {
+impl<T: Resource> Events<T> {
     /// The next event; None when the watch has ended.
-    pub(super) async fn next(&mut self) -> Result<Option<Event>, Failure> {
+    pub(super) async fn next(&mut self) -> Result<Option<Event<T>>, Failure> {
         loop {
             match self.answer.read(&mut self.line, MAX_EVENT).await? {
                 // Half an event says nothing; the next watch begins with the whole.

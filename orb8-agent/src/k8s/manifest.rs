@@ -8,9 +8,9 @@ use serde::Deserialize;
 
 pub(super) use self::times::Times;
 use self::times::times;
-use super::{Container, Owner, Pod, PodUid};
+use super::{Container, Owner, Pod, PodUid, api::Resource};
 
-mod times;
+pub(super) mod times;
 
 /// On the mirror of a static pod: the UID by which the kubelet knows it.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
@@ -176,12 +176,13 @@ impl Observed {
     }
 }
 
-impl Object {
-    /// `metadata.resourceVersion`
-    pub(super) fn version(&self) -> Option<&str> {
+impl Resource for Object {
+    fn version(&self) -> Option<&str> {
         self.metadata.as_ref()?.resource_version.as_deref()
     }
+}
 
+impl Object {
     /// The pod, without the parts that make no sense. An error where it cannot be told which pod
     /// it is.
     pub(super) fn observe(self, place: &str) -> Result<Observed, String> {

@@ -5,56 +5,70 @@ use std::{
     collections::{BTreeSet, HashSet},
     net::IpAddr,
     sync::{
-        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use orb8_proto::{PodSource, PodSourceState};
 
 use self::known::{Gone, Known};
-use super::{ContainerId, Pod, PodUid, manifest::Observed};
+pub use super::contact::WatchState;
+use super::{
+    ContainerId, Pod, PodUid,
+    api::Query,
+    contact::Contact,
+    manifest::{Object, Observed},
+    watcher::Mirror,
+};
 use crate::enricher::PodLookup;
 
 mod known;
 
+pub(super) use self::known::MAX_TOMBSTONES;
+
 /// How long a pod that is gone, and the id of a container that was replaced, still answer. Records
 /// of them come late: a flow's last packets are taken up to a minute after they passed.
-const TOMBSTONE: Duration = Duration::from_secs(60);
-/// Whether what is known is kept current.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WatchState {
-    /// The API is being asked for the first time.
-    Syncing,
-    /// Every change is told at once.
-    Connected,
-    /// The API does not answer as it should. What was known stays known.
-    Away {
-        /// How old what is known is.
-        since: Instant,
-        /// What went wrong the last time.
-        reason: String,
-    },
-}
+pub(super) const TOMBSTONE: Duration = Duration::from_secs(60);
 
 /// Pods, found by UID, container and address. The watcher writes it, everybody else reads.
 #[derive(Debug)]
 pub struct PodStore {
     node: Arc<str>,
+    place: Place,
     known: RwLock<Known>,
     generation: AtomicU64,
-    state: Mutex<WatchState>,
+    contact: Contact,
+}
+
+/// Whose pods a store is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The node's own.
+    Here,
+    /// All the others: as peers only, so they are kept without containers and labels.
+    Elsewhere,
 }
 
 impl PodStore {
     /// A store that knows nobody yet. `node` is the node whose pods it will know.
     pub(super) fn new(node: &str) -> Self {
+        Self::of(node, Place::Here)
+    }
+
+    /// A store of the pods that are not on `node`.
+    pub(super) fn elsewhere(node: &str) -> Self {
+        Self::of(node, Place::Elsewhere)
+    }
+
+    fn of(node: &str, place: Place) -> Self {
         Self {
             node: node.into(),
+            place,
             known: RwLock::default(),
             generation: AtomicU64::new(0),
-            state: Mutex::new(WatchState::Syncing),
+            contact: Contact::default(),
         }
     }
 
@@ -62,7 +76,7 @@ impl PodStore {
     pub(super) fn apply(&self, observed: Observed, now: i64) {
         let mut known = self.write();
         if known.apply(observed, now) {
-            self.changed();
+            self.news();
         }
     }
 
@@ -72,7 +86,7 @@ impl PodStore {
         let mut known = self.write();
         known.apply(observed, now);
         known.end(uid, Gone { at: now, for_good: true });
-        self.changed();
+        self.news();
     }
 
     /// Takes in all pods that there are: the others are gone.
@@ -91,13 +105,13 @@ impl PodStore {
             changed = true;
         }
         if changed {
-            self.changed();
+            self.news();
         }
     }
 
     /// Forgets whatever has been gone for long enough. What was named stays named: the generation
     /// does not change.
-    pub(super) fn sweep(&self, now: i64) {
+    pub(super) fn forget(&self, now: i64) {
         self.write().sweep(now.saturating_sub(nanos(TOMBSTONE)));
     }
 
@@ -110,32 +124,10 @@ impl PodStore {
     /// How the watch is doing.
     #[must_use]
     pub fn state(&self) -> WatchState {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.contact.state()
     }
 
-    pub(super) fn connected(&self) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = WatchState::Connected;
-    }
-
-    /// What is known was true a moment ago, whether or not changes to it will be told.
-    pub(super) fn heard(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let WatchState::Away { since, .. } = &mut *state {
-            *since = Instant::now();
-        }
-    }
-
-    /// The API does not answer as it should. It stays away since when it first did not.
-    pub(super) fn away(&self, reason: &str) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = match &*state {
-            WatchState::Away { since, .. } => *since,
-            WatchState::Syncing | WatchState::Connected => Instant::now(),
-        };
-        *state = WatchState::Away { since, reason: reason.to_owned() };
-    }
-
-    fn changed(&self) {
+    fn news(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
@@ -163,7 +155,7 @@ impl PodLookup for PodStore {
 
     fn by_ip(&self, ip: IpAddr, at_unix_ns: i64) -> Option<Arc<Pod>> {
         let known = self.read();
-        let uid = known.by_ip.owner(ip, at_unix_ns)?;
+        let uid = known.by_ip.owner(&ip.to_canonical(), at_unix_ns)?;
         known.pods.get(&uid).map(|entry| Arc::clone(&entry.pod))
     }
 
@@ -184,18 +176,11 @@ impl PodLookup for PodStore {
 
     fn source(&self) -> PodSource {
         let pods_known = self.read().alive as u64;
-        let (state, age, reason) = match self.state() {
-            WatchState::Syncing => {
-                (PodSourceState::Syncing, Duration::ZERO, "the API was not heard yet".into())
-            }
-            WatchState::Connected if pods_known == 0 => {
-                let node = &self.node;
-                let reason = format!("no pod runs on a node called `{node}`: is that its name?");
-                (PodSourceState::Connected, Duration::ZERO, reason)
-            }
-            WatchState::Connected => (PodSourceState::Connected, Duration::ZERO, String::new()),
-            WatchState::Away { since, reason } => (PodSourceState::Away, since.elapsed(), reason),
-        };
+        let (state, age, mut reason) = self.state().told();
+        if state == PodSourceState::Connected && pods_known == 0 && self.place == Place::Here {
+            let node = &self.node;
+            reason = format!("no pod runs on a node called `{node}`: is that its name?");
+        }
         PodSource {
             kind: "kubernetes".into(),
             state: state.into(),
@@ -206,7 +191,66 @@ impl PodLookup for PodStore {
     }
 }
 
-fn nanos(duration: Duration) -> i64 {
+impl Mirror for PodStore {
+    type Object = Object;
+
+    fn what(&self) -> &'static str {
+        match self.place {
+            Place::Here => "pods",
+            Place::Elsewhere => "pods elsewhere",
+        }
+    }
+
+    fn query(&self) -> Query {
+        let (equals, node) = (if self.place == Place::Here { "=" } else { "!=" }, &self.node);
+        let selector = Some(format!("spec.nodeName{equals}{node}"));
+        Query { path: "/api/v1/pods", selector }
+    }
+
+    fn contact(&self) -> &Contact {
+        &self.contact
+    }
+
+    fn listed(&self, objects: Vec<Object>, now: i64) {
+        self.replace(objects.into_iter().filter_map(|pod| self.observe(pod)).collect(), now);
+    }
+
+    fn changed(&self, object: Object, now: i64) {
+        if let Some(observed) = self.observe(object) {
+            self.apply(observed, now);
+        }
+    }
+
+    fn deleted(&self, object: Object, now: i64) {
+        if let Some(observed) = self.observe(object) {
+            self.delete(observed, now);
+        }
+    }
+
+    fn sweep(&self, now: i64) {
+        self.forget(now);
+    }
+}
+
+impl PodStore {
+    /// A pod that this store is about, whatever the API sends.
+    fn observe(&self, object: Object) -> Option<Observed> {
+        let mut observed = object
+            .observe("from the API")
+            .inspect_err(|why| tracing::warn!("pods: left out: {why}"))
+            .ok()?;
+        for problem in &observed.problems {
+            tracing::debug!("pods: {problem}");
+        }
+        let here = *observed.pod.node == *self.node;
+        if self.place == Place::Elsewhere {
+            observed.pod.keep_what_peers_need();
+        }
+        (here == (self.place == Place::Here)).then_some(observed)
+    }
+}
+
+pub(super) fn nanos(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 

@@ -1,7 +1,8 @@
-//! Keeping a [`PodStore`] true: list, watch, and again whenever the API does not do as it should.
+//! Keeping what is known of a kind of objects true: list, watch, and again whenever the API does not
+//! do as it should.
 //!
-//! Only this node's pods are asked for, by one list and one watch that goes on where the last one
-//! ended. What is known stays known while the API is away.
+//! Of a kind there is one list and one watch, that goes on where the last one ended. What is known
+//! stays known while the API is away.
 
 use std::{
     sync::Arc,
@@ -12,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     KubernetesSource,
-    api::{Api, Event, Failure, ListFrom, Listed, Remedy},
+    api::{Api, Event, Failure, ListFrom, Listed, Query, Remedy, Resource},
     backoff::Backoff,
-    manifest::{Object, Observed},
-    store::{PodStore, WatchState},
+    contact::{Contact, WatchState},
+    store::PodStore,
 };
 
 /// How often what is gone for long enough is forgotten.
@@ -52,12 +53,53 @@ impl Default for Timing {
     }
 }
 
+/// What a watcher keeps true: objects of one kind. `now` is Unix time in nanoseconds.
+pub(super) trait Mirror: Send + Sync {
+    /// The objects.
+    type Object: Resource;
+    /// As messages call them.
+    fn what(&self) -> &'static str;
+    /// What to ask the API for.
+    fn query(&self) -> Query;
+    /// How the watch is doing.
+    fn contact(&self) -> &Contact;
+    /// These are all that there are: others are gone.
+    fn listed(&self, objects: Vec<Self::Object>, now: i64);
+    /// One is there, as it is now.
+    fn changed(&self, object: Self::Object, now: i64);
+    /// One was deleted; this is the last that is told of it.
+    fn deleted(&self, object: Self::Object, now: i64);
+    /// Time to forget what has been gone for long enough.
+    fn sweep(&self, now: i64);
+}
+
 /// Watches the pods of a node. It does nothing before it is [run](PodWatcher::run).
-pub struct PodWatcher {
+pub struct PodWatcher(Watcher<PodStore>);
+
+impl PodWatcher {
+    /// A watcher of the pods that are scheduled to `node`.
+    #[must_use]
+    pub fn new(source: KubernetesSource, node: &str, timing: Timing) -> Self {
+        Self(Watcher::new(source, Arc::new(PodStore::new(node)), timing))
+    }
+
+    /// What it knows, now and later.
+    #[must_use]
+    pub fn pods(&self) -> Arc<PodStore> {
+        Arc::clone(&self.0.mirror)
+    }
+
+    /// Watches until `token` says stop.
+    pub async fn run(self, token: CancellationToken) {
+        self.0.run(token).await;
+    }
+}
+
+/// Keeps a mirror true. It does nothing before it is [run](Watcher::run).
+pub(super) struct Watcher<M> {
     source: KubernetesSource,
-    node: String,
     timing: Timing,
-    pods: Arc<PodStore>,
+    mirror: Arc<M>,
 }
 
 /// How far a watcher has come with the API.
@@ -70,21 +112,13 @@ struct Course {
     failures: u32,
 }
 
-impl PodWatcher {
-    /// A watcher of the pods that are scheduled to `node`.
-    #[must_use]
-    pub fn new(source: KubernetesSource, node: &str, timing: Timing) -> Self {
-        Self { source, node: node.to_owned(), timing, pods: Arc::new(PodStore::new(node)) }
-    }
-
-    /// What it knows, now and later.
-    #[must_use]
-    pub fn pods(&self) -> Arc<PodStore> {
-        Arc::clone(&self.pods)
+impl<M: Mirror> Watcher<M> {
+    pub(super) fn new(source: KubernetesSource, mirror: Arc<M>, timing: Timing) -> Self {
+        Self { source, timing, mirror }
     }
 
     /// Watches until `token` says stop.
-    pub async fn run(self, token: CancellationToken) {
+    pub(super) async fn run(self, token: CancellationToken) {
         tokio::select! {
             () = token.cancelled() => {}
             () = self.watch_for_ever() => {}
@@ -96,7 +130,7 @@ impl PodWatcher {
         let mut tick = tokio::time::interval(SWEEP);
         loop {
             tick.tick().await;
-            self.pods.sweep(unix_ns());
+            self.mirror.sweep(unix_ns());
         }
     }
 
@@ -122,7 +156,7 @@ impl PodWatcher {
     }
 
     fn failed(&self, failure: &Failure, course: &mut Course) {
-        self.pods.away(&failure.reason);
+        self.mirror.contact().away(&failure.reason);
         course.failures += 1;
         match failure.remedy {
             Remedy::Resume => {}
@@ -130,39 +164,41 @@ impl PodWatcher {
             Remedy::List => (course.version, course.from) = (None, ListFrom::Cache),
             Remedy::ListNewest => (course.version, course.from) = (None, ListFrom::Newest),
         }
-        if let WatchState::Away { since, .. } = self.pods.state()
+        if let WatchState::Away { since, .. } = self.mirror.contact().state()
             && since.elapsed() > self.timing.trust
         {
             course.version = None;
         }
         // One failure is every day's business; an API that stays away is told once.
         match course.failures {
-            2 => tracing::warn!("pods: the API is away: {}", failure.reason),
-            _ => tracing::debug!("pods: {}", failure.reason),
+            2 => tracing::warn!("{}: the API is away: {}", self.mirror.what(), failure.reason),
+            _ => tracing::debug!("{}: {}", self.mirror.what(), failure.reason),
         }
     }
 
     /// Lists if it must, and watches until the watch ends.
     async fn watch_once(&self, course: &mut Course) -> Result<(), Failure> {
+        let (mirror, what) = (&self.mirror, self.mirror.what());
         let api = match &mut course.api {
             Some(api) => api,
-            none => none.insert(Api::new(&self.source, &self.node, self.timing.silence).await?),
+            none => {
+                none.insert(Api::new(&self.source, mirror.query(), self.timing.silence).await?)
+            }
         };
         let version = match &mut course.version {
             Some(version) => version,
             none => {
-                let Listed { version, pods } = api.list(course.from).await?;
-                let pods: Vec<_> = pods.into_iter().filter_map(|pod| self.observe(pod)).collect();
-                tracing::debug!(pods = pods.len(), version, "pods: listed");
-                self.pods.replace(pods, unix_ns());
-                self.pods.heard();
+                let Listed { version, objects } = api.list(course.from).await?;
+                tracing::debug!(objects = objects.len(), version, "{what}: listed");
+                mirror.listed(objects, unix_ns());
+                mirror.contact().heard();
                 none.insert(version)
             }
         };
-        let mut events = api.watch(version, self.timing.watch).await?;
-        self.pods.connected();
+        let mut events = api.watch::<M::Object>(version, self.timing.watch).await?;
+        mirror.contact().connected();
         if course.failures > 1 {
-            tracing::info!("pods: the API is back");
+            tracing::info!("{what}: the API is back");
         }
         course.failures = 0;
         while let Some(event) = events.next().await? {
@@ -178,38 +214,15 @@ impl PodWatcher {
             }
             // The cache was good enough, after all.
             course.from = ListFrom::Cache;
-            self.take(event);
+            match event {
+                Event::Added(object) | Event::Modified(object) => {
+                    mirror.changed(object, unix_ns());
+                }
+                Event::Deleted(object) => mirror.deleted(object, unix_ns()),
+                Event::Bookmark(_) | Event::Error(_) => {}
+            }
         }
         Ok(())
-    }
-
-    fn take(&self, event: Event) {
-        let now = unix_ns();
-        match event {
-            Event::Added(object) | Event::Modified(object) => {
-                if let Some(observed) = self.observe(object) {
-                    self.pods.apply(observed, now);
-                }
-            }
-            Event::Deleted(object) => {
-                if let Some(observed) = self.observe(object) {
-                    self.pods.delete(observed, now);
-                }
-            }
-            Event::Bookmark(_) | Event::Error(_) => {}
-        }
-    }
-
-    /// A pod of this node, whatever the API sends.
-    fn observe(&self, object: Object) -> Option<Observed> {
-        let observed = object
-            .observe("from the API")
-            .inspect_err(|why| tracing::warn!("pods: left out: {why}"))
-            .ok()?;
-        for problem in &observed.problems {
-            tracing::debug!("pods: {problem}");
-        }
-        (*observed.pod.node == *self.node).then_some(observed)
     }
 }
 

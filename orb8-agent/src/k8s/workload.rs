@@ -3,7 +3,7 @@
 //! All of it is read off the pod itself, by labels that controllers document, so that nobody needs
 //! the right to read their objects.
 
-use super::{Owner, Pod};
+use super::{Labels, Owner, Pod};
 
 /// A label that names the object that a person made, where the pod's owner is something that this
 /// object made: the owner's kind, the label, the object's kind.
@@ -58,6 +58,17 @@ impl Pod {
         Some(format!("{kind}/{name}"))
     }
 
+    /// Drops what only an owner's records need. What is left gives the same name and workload.
+    pub(super) fn keep_what_peers_need(&mut self) {
+        self.owner = self.workload().and_then(|workload| {
+            let (kind, name) = workload.split_once('/')?;
+            Some(Owner { kind: kind.into(), name: name.into() })
+        });
+        self.labels = Labels::default();
+        self.containers = Vec::new();
+        self.config_hash = None;
+    }
+
     /// A CronJob names its Jobs after the minute that they were due.
     fn cron_job<'a>(&self, job: &'a str) -> Option<&'a str> {
         let label = |name| self.labels.get(name);
@@ -87,6 +98,10 @@ mod tests {
             owner: Some(Owner { kind: kind.into(), name: name.into() }),
             containers: vec![],
         };
+        let mut peer = pod.clone();
+        peer.keep_what_peers_need();
+        assert_eq!(peer.workload(), pod.workload());
+        assert!(peer.labels == Labels::default());
         pod.workload().unwrap()
     }
 

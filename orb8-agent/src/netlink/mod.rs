@@ -1,4 +1,4 @@
-//! Route netlink: what the kernel knows about interfaces, namespaces and tc filters.
+//! Netlink: what the kernel knows about interfaces, namespaces, tc filters and connections.
 //!
 //! Messages are decoded here, attribute by attribute, and only as far as orb8 needs them. A decoder of
 //! the whole protocol has to refuse messages with an attribute that grew in a newer kernel, and an
@@ -13,6 +13,8 @@ use std::{
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
 use rustix::net::sockopt;
 
+pub mod addresses;
+pub mod conntrack;
 pub mod links;
 pub mod netns;
 mod routes;

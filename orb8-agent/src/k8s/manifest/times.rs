@@ -20,10 +20,10 @@ pub(in crate::k8s) struct Times {
     pub(in crate::k8s) ended: Option<i64>,
 }
 
-const SECOND: i64 = 1_000_000_000;
+pub(in crate::k8s) const SECOND: i64 = 1_000_000_000;
 
 /// The beginning of the second that a stamp of the API names.
-fn stamp(text: Option<&str>) -> Option<i64> {
+pub(in crate::k8s) fn stamp(text: Option<&str>) -> Option<i64> {
     let time = humantime::parse_rfc3339(text?).ok()?;
     let seconds = time.duration_since(UNIX_EPOCH).ok()?.as_secs();
     i64::try_from(Duration::from_secs(seconds).as_nanos()).ok()

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -14,7 +15,7 @@ use crate::k8s::{
 
 /// Pods that are gone and kept, at most. The oldest go early when there are more: their late
 /// records then have ids and no names.
-pub(super) const MAX_TOMBSTONES: usize = 10_000;
+pub(in crate::k8s) const MAX_TOMBSTONES: usize = 10_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Known {
@@ -22,7 +23,7 @@ pub(super) struct Known {
     /// Static pods, by the kubelet's UID.
     pub(super) by_hash: HashMap<PodUid, PodUid>,
     pub(super) by_container: HashMap<ContainerId, (PodUid, Arc<str>)>,
-    pub(super) by_ip: Addresses,
+    pub(super) by_ip: Addresses<IpAddr>,
     pub(super) alive: usize,
     /// What is to be forgotten, in the order of its time.
     pub(super) gone: VecDeque<(i64, PodUid)>,
@@ -79,7 +80,7 @@ impl Known {
             }
         }
         for &ip in before.ips.iter().filter(|ip| !after.ips.contains(ip)) {
-            self.by_ip.end(ip, before.uid, None, now);
+            self.by_ip.end(&ip.to_canonical(), before.uid, None, now);
         }
     }
 
@@ -100,7 +101,7 @@ impl Known {
         let tenure = Tenure { surely: networked..surely.clamp(networked, maybe.end), maybe };
         let mut news = false;
         for &ip in &pod.ips {
-            news |= self.by_ip.set(ip, pod.uid, tenure.clone());
+            news |= self.by_ip.set(ip.to_canonical(), pod.uid, tenure.clone());
         }
         news
     }
@@ -114,7 +115,7 @@ impl Known {
         self.alive -= 1;
         let by = given_up_by(entry.times.ended, gone.at);
         for &ip in &entry.pod.ips {
-            self.by_ip.end(ip, uid, entry.times.last_alive, by);
+            self.by_ip.end(&ip.to_canonical(), uid, entry.times.last_alive, by);
         }
         self.gone.push_back((gone.at, uid));
     }
@@ -148,7 +149,7 @@ impl Known {
             self.by_container.remove(&container.id);
         }
         for &ip in &pod.ips {
-            self.by_ip.forget(ip, uid);
+            self.by_ip.forget(&ip.to_canonical(), uid);
         }
         // A mirror that was made again has the same hash.
         if let Some(hash) = pod.config_hash

@@ -69,12 +69,12 @@ fn a_deleted_pod_answers_for_a_minute_and_leaves_nothing_behind() {
     store.delete(observed(&finish(web, 100)), at(102));
     assert_eq!(store.source().pods_known, 0);
     let uid = WEB.parse().unwrap();
-    store.sweep(at(161));
+    store.forget(at(161));
     assert_eq!(&*store.by_uid(&uid).unwrap().name, "web");
     assert_eq!(&*store.by_container(&id("a")).unwrap().1, "app");
     assert_eq!(who(&store, 50).as_deref(), Some("web"));
     assert_eq!(who(&store, 112), None, "it had lost its address by then");
-    store.sweep(at(163));
+    store.forget(at(163));
     assert_eq!((store.by_uid(&uid), store.by_container(&id("a"))), (None, None));
     let known = store.read();
     assert_eq!((known.pods.len(), known.by_container.len(), known.by_ip.len()), (0, 0, 0));
@@ -118,7 +118,7 @@ fn a_restarted_container_answers_under_both_ids_for_a_minute() {
     for digit in ["a", "b"] {
         assert_eq!(&*store.by_container(&id(digit)).unwrap().1, "app");
     }
-    store.sweep(at(71));
+    store.forget(at(71));
     assert_eq!(store.by_container(&id("a")), None);
     assert_eq!(&*store.by_container(&id("b")).unwrap().1, "app");
 }
@@ -132,7 +132,7 @@ fn a_pod_that_an_old_list_lacks_comes_back_and_a_deleted_one_does_not() {
     assert_eq!(store.source().pods_known, 0);
     store.replace(vec![observed(&web), observed(&db)], at(8));
     assert_eq!(store.source().pods_known, 1);
-    store.sweep(at(100));
+    store.forget(at(100));
     assert_eq!(
         store.by_uid(&WEB.parse().unwrap()).map(|pod| pod.name.to_string()),
         Some("web".into())
@@ -153,7 +153,7 @@ fn a_mirror_that_was_made_again_is_found_by_the_kubelets_hash() {
     store.delete(observed(&mirror(WEB)), at(10));
     assert_eq!(store.by_uid(&hash.parse().unwrap()).unwrap().uid.to_string(), WEB);
     store.apply(observed(&mirror(DB)), at(11));
-    store.sweep(at(100));
+    store.forget(at(100));
     assert_eq!(store.by_uid(&hash.parse().unwrap()).unwrap().uid.to_string(), DB);
 }
 
@@ -164,7 +164,7 @@ fn the_generation_moves_with_answers_and_with_nothing_else() {
     let first = store.generation();
     store.apply(observed(&web), at(6));
     store.replace(vec![observed(&web)], at(7));
-    store.sweep(at(7));
+    store.forget(at(7));
     assert_eq!(store.generation(), first);
     store.apply(observed(&finish(web, 8)), at(9));
     assert_ne!(store.generation(), first);
@@ -177,7 +177,7 @@ fn tombstones_are_bounded_however_fast_pods_come_and_go() {
         let pod = running("job", &format!("{n:08x}-3f56-4f60-a7a8-0c2f8b5e6f3a"), 0);
         store.delete(observed(&pod), at(5));
     }
-    store.sweep(at(6));
+    store.forget(at(6));
     let known = store.read();
     assert_eq!((known.pods.len(), known.by_ip.len()), (MAX_TOMBSTONES, MAX_TOMBSTONES));
 }

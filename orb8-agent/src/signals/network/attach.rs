@@ -15,6 +15,7 @@ use super::{
 use crate::{
     netlink::{
         NetlinkError,
+        addresses::Address,
         links::{Link, LinkCounters},
         tc::program_held_by_a_process,
         watch::LinkChange,
@@ -27,6 +28,9 @@ const BETWEEN_SURVEYS: Duration = Duration::from_millis(250);
 
 /// How old what is known of the default route may be.
 const BETWEEN_ROUTES: Duration = Duration::from_secs(5);
+/// Where kube-proxy, in its mode of IPVS, puts the addresses of Services.
+const SERVICES_ONLY: &str = "kube-ipvs0";
+
 /// Moments at which the kernel's and our counters are compared for a start. On an interface that is
 /// never quiet the comparison stays off by what passed in between, and says so.
 const BASELINE_ATTEMPTS: usize = 5;
@@ -92,7 +96,8 @@ impl Task {
         self.report_state();
     }
 
-    /// A node may have very many routes, and its pods come and go much more often than they do.
+    /// A node may have very many routes, and its pods come and go much more often than they do. The
+    /// node's addresses are read with them.
     async fn read_default_route(&mut self) {
         let now = Instant::now();
         let recent = |at: Instant| now.saturating_duration_since(at) < BETWEEN_ROUTES;
@@ -102,6 +107,16 @@ impl Task {
         self.default_route_read = Some(now);
         match self.links.default_route_interfaces().await {
             Ok(interfaces) => self.default_route = interfaces,
+            Err(error) => tracing::warn!("{error}"),
+        }
+        match self.links.addresses().await {
+            Ok(addresses) => {
+                let own = |a: &Address| {
+                    self.known_links.get(&a.index).is_none_or(|link| link.name != SERVICES_ONLY)
+                };
+                let own = addresses.into_iter().filter(own).map(|a| a.ip).collect();
+                self.peers.set_own_addresses(own);
+            }
             Err(error) => tracing::warn!("{error}"),
         }
     }

@@ -46,11 +46,13 @@ impl Task {
             let settled = self.interfaces.get(key.serial()).is_none_or(|i| i.is_settled(now));
             if settled || last == Last::Everybody {
                 self.attribute(&key, now);
+                self.name_peer(&key);
                 self.give(&key, heard, last);
                 continue;
             }
             if let Last::One(leaving) = last {
                 self.attribute(&key, now);
+                self.name_peer(&key);
                 self.tell_early(&key, leaving);
             }
             self.table.postpone(key);
@@ -114,6 +116,7 @@ impl Task {
         let mut told = record::frame(&self.context.config.node_name, key.id(), flow, interface);
         record::set_counts(&mut told, counts);
         told.timestamp_ns = self.clock.unix_ns(flow.last_ns);
+        self.peers.write(&mut told, key.id(), flow, interface.side);
         told.first_seen_ns = self.clock.unix_ns(flow.first_ns);
         let state = match (flow.end, first) {
             (Some(end), _) => {

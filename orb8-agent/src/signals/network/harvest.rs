@@ -7,7 +7,10 @@ use std::{
     time::Instant,
 };
 
-use orb8_common::network::{FlowStats, NetworkFlowEvent};
+use orb8_common::network::{
+    FlowStats, NetworkFlowEvent, event_reasons,
+    tcp_flags::{ACK, SYN},
+};
 
 use super::{
     NAME,
@@ -36,7 +39,11 @@ impl Task {
         let Self { events, interfaces, table, .. } = self;
         events.drain(DRAIN, |event: NetworkFlowEvent| {
             let id = FlowId { key: event.key, family: event.family };
-            take(interfaces, table, id, &event.stats, event.timestamp_ns);
+            let serial = take(interfaces, table, id, &event.stats, event.timestamp_ns);
+            let first = event.reasons & event_reasons::NEW != 0;
+            if !first && event.tcp_flags & (SYN | ACK) == SYN {
+                serial.inspect(|serial| table.reopened(&FlowKey::new(id, *serial)));
+            }
         })
     }
 

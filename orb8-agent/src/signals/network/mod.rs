@@ -11,6 +11,8 @@ mod give;
 mod harvest;
 mod interfaces;
 mod maps;
+mod opening;
+mod peers;
 mod pods;
 mod query;
 mod record;
@@ -19,14 +21,16 @@ mod task;
 
 use std::sync::Arc;
 
-use orb8_proto::{FlowQuery, FlowResponse, InterfaceStatus, MapStatus, PodQuery, PodResponse};
+use orb8_proto::{
+    FlowQuery, FlowResponse, InterfaceStatus, MapStatus, PodQuery, PodResponse, PodSource,
+};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use crate::{
     config::Config,
     enricher::PodLookup,
-    k8s::cgroups::Cgroups,
+    k8s::{cgroups::Cgroups, peers::PeerStore},
     ledger::Ledger,
     live::{Live, SubscriberId},
     probe_loader::LoadError,
@@ -47,6 +51,8 @@ pub struct Context {
     pub pods: Arc<dyn PodLookup>,
     /// Whose a cgroup id is.
     pub cgroups: Cgroups,
+    /// Names of peers that are not on this node.
+    pub peers: Option<Arc<PeerStore>>,
     /// Where losses go.
     pub ledger: Ledger,
     /// Where records go.
@@ -125,6 +131,10 @@ pub struct Snapshot {
     pub events_delivered: u64,
     /// Flows that are tracked.
     pub flows: u64,
+    /// Where the names of peers come from, and what is missing.
+    pub peer_source: PodSource,
+    /// Flows whose first record went out before the kernel was asked who is behind their peer.
+    pub peers_unasked: u64,
 }
 
 /// Speaks to the slice's task. Clones speak to the same one.

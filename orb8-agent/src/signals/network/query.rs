@@ -179,6 +179,7 @@ pub(super) fn flows(task: &Task, query: &FlowQuery) -> Result<FlowResponse, Stat
         };
         record::set_counts(&mut row, &counts);
         row.timestamp_ns = task.clock.unix_ns(flow.last_ns);
+        task.peers.write(&mut row, key.id(), flow, interface.side);
         row.first_seen_ns = task.clock.unix_ns(flow.first_ns);
         row.state = flow.end.map_or(FlowState::Active, |_| FlowState::Ended).into();
         row.end_reason = flow.end.map_or("", super::table::End::as_str).into();
@@ -267,6 +268,7 @@ fn pod_row(
         interfaces: account.interfaces.iter().map(ToString::to_string).collect(),
         qos_class: identity.and_then(|i| i.qos).map_or("", |q| q.as_str()).into(),
         overflow_packets: sum.overflow_packets,
+        workload: identity.and_then(|i| i.workload.as_deref()).unwrap_or_default().into(),
     })
 }
 
@@ -286,6 +288,8 @@ pub(super) fn snapshot(task: &mut Task, links: &[Link]) -> Snapshot {
         events_unwanted: task.kernel.events_unwanted,
         events_delivered: task.events.delivered(),
         flows: task.table.len() as u64,
+        peer_source: task.peers.source(),
+        peers_unasked: task.peers.unasked,
     }
 }
 

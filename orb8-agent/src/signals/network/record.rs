@@ -84,6 +84,7 @@ pub(super) fn frame(node: &str, id: &FlowId, flow: &Flow, interface: &Interface)
     let is_ip = key.flags & key_flags::NOT_IP == 0;
     let is_icmp = is_ip && matches!(key.protocol, 1 | 58) && key.flags & key_flags::FRAGMENT == 0;
     let (src, dst) = addresses(id);
+    let direction = direction(id.hook(), interface.side);
     let identity = flow.attribution.identity.as_deref();
     let text = |of: fn(&Identity) -> &str| identity.map_or("", of).to_owned();
     let port = |number: u16| if is_ip && !is_icmp { u32::from(number) } else { 0 };
@@ -98,7 +99,7 @@ pub(super) fn frame(node: &str, id: &FlowId, flow: &Flow, interface: &Interface)
         src_port: port(key.src_port),
         dst_port: port(key.dst_port),
         protocol: protocol(id),
-        direction: direction(id.hook(), interface.side).into(),
+        direction: direction.into(),
         attributed_by: orb8_proto::AttributedBy::from(flow.attribution.by).into(),
         interface: interface.name.to_string(),
         node: node.into(),
@@ -108,6 +109,8 @@ pub(super) fn frame(node: &str, id: &FlowId, flow: &Flow, interface: &Interface)
         fragment: key.flags & key_flags::FRAGMENT != 0,
         malformed: key.flags & key_flags::MALFORMED != 0,
         tcp_flags: tcp_flags(flow),
+        opened_by: flow.opening.opened_by(direction == Direction::Egress).into(),
+        workload: text(|i| i.workload.as_deref().unwrap_or_default()),
         ..NetworkFlow::default()
     }
 }
@@ -125,6 +128,7 @@ pub(super) fn overflow(
         namespace: text(|i| &i.namespace),
         pod_name: text(|i| &i.pod_name),
         pod_uid: text(|i| &i.pod_uid),
+        workload: text(|i| i.workload.as_deref().unwrap_or_default()),
         direction: direction.into(),
         attributed_by: orb8_proto::AttributedBy::from(attribution.by).into(),
         interface: interface.name.to_string(),

@@ -5,12 +5,14 @@
 //! So what is new is always "the total now, less what was taken", and a late or repeated total adds
 //! nothing.
 
-use indexmap::IndexMap;
+use indexmap::{IndexMap, map::Entry};
 use orb8_common::network::{Counts, FlowStats};
 
 use super::{
     interfaces::Serial,
     maps::{FlowId, add, is_zero, minus},
+    opening::Opening,
+    peers::Facing,
 };
 use crate::{
     aggregator::{SliceNumber, Window, slice_of},
@@ -95,6 +97,8 @@ pub(super) struct Flow {
     pub(super) epoch: u32,
     /// How often its container was looked for.
     pub(super) tries: u8,
+    pub(super) opening: Opening,
+    pub(super) facing: Facing,
     pub(super) syn: bool,
     pub(super) fin: bool,
     pub(super) rst: bool,
@@ -116,6 +120,8 @@ impl Flow {
             attribution: Attribution { identity: None, by: AttributedBy::None },
             epoch: 0,
             tries: 0,
+            opening: Opening::default(),
+            facing: Facing::default(),
             syn: false,
             fin: false,
             rst: false,
@@ -148,21 +154,27 @@ impl FlowTable {
     /// Takes what is new in `stats`; `last_ns` is the time of the last packet. Totals of a life
     /// that ended before are late and add nothing.
     pub(super) fn observe(&mut self, key: FlowKey, stats: &FlowStats, last_ns: u64) -> Counts {
-        let flow = self.flows.entry(key).or_insert_with(|| Flow::new(stats.first_ns));
+        let (flow, mut born) = match self.flows.entry(key) {
+            Entry::Occupied(known) => (known.into_mut(), false),
+            Entry::Vacant(new) => (new.insert(Flow::new(stats.first_ns)), true),
+        };
         if stats.first_ns < flow.first_ns {
             return Counts::default();
         }
         if stats.first_ns > flow.first_ns {
             flow.reborn(stats.first_ns);
+            born = true;
         }
         let new = minus(&stats.counts, &flow.taken);
-        flow.syn |= stats.syn != 0;
+        let opens = stats.syn != 0 && !flow.opening.by_sender;
+        flow.syn |= stats.syn != 0 || stats.syn_ack != 0;
         flow.fin |= stats.fin != 0;
         flow.rst |= stats.rst != 0;
         if stats.cgroup_id != 0 {
             flow.cgroup_id = stats.cgroup_id;
         }
         if is_zero(&new) {
+            self.note_opening(&key, born, opens);
             return new;
         }
         add(&mut flow.taken, &new);
@@ -178,7 +190,17 @@ impl FlowTable {
             },
         );
         self.touch(key);
+        self.note_opening(&key, born, opens);
         new
+    }
+
+    /// A connection with the same addresses and ports begins, after one that was not over yet.
+    pub(super) fn reopened(&mut self, key: &FlowKey) {
+        for key in [*key, key.reverse()] {
+            if let Some(flow) = self.flows.get_mut(&key) {
+                flow.facing.ask_again();
+            }
+        }
     }
 
     /// Marks a flow as ended; its last record is still to come.

@@ -16,6 +16,7 @@ use super::{
     give::Last,
     interfaces::{Interfaces, Serial},
     maps::{KernelCounts, Probe},
+    peers::Peers,
     pods::Accounts,
     query,
     table::FlowTable,
@@ -86,6 +87,7 @@ pub(super) struct Task {
     pub(super) cgroup_changes: watch::Receiver<u64>,
     pub(super) filter: EventFilter,
     pub(super) enricher: Enricher,
+    pub(super) peers: Peers,
     /// Counts changes of facts that attributions rest on.
     pub(super) epoch: u32,
     pub(super) flows_in_kernel: usize,
@@ -126,6 +128,11 @@ impl Task {
             cgroup_changes: context.cgroups.changes(),
             filter,
             enricher: Enricher::new(Arc::clone(&context.pods)),
+            peers: Peers::new(
+                &context.config.node_name,
+                Arc::clone(&context.pods),
+                context.peers.clone(),
+            ),
             epoch: 1,
             pods_generation: context.pods.generation(),
             flows_in_kernel: 0,
@@ -221,6 +228,7 @@ impl Task {
             self.epoch += 1;
             self.rename();
         }
+        self.peers.tick();
         self.settle(Last::Nobody);
         if self.ticks.is_multiple_of(TICKS_PER_CLEANUP) {
             self.clean_up();
