@@ -266,7 +266,6 @@ mod tests {
             socket.send_to(b"x", "10.96.0.1:80").unwrap();
             let sent =
                 Tuple { protocol: 17, src: socket.local_addr().unwrap(), dst: at("10.96.0.1:80") };
-            // Loopback's address is not what it sent from: the kernel chose one with the route.
             let real = conntrack.real_peer(&sent).unwrap();
             assert_eq!(real, Ok(Some(RealPeer::Server(at("127.0.0.1:8080")))));
         });

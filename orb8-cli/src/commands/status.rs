@@ -73,6 +73,9 @@ fn write_for_people(
     if let Some(source) = &status.pod_source {
         writeln!(out, "Pods:     {}", pods(source))?;
     }
+    if let Some(source) = &status.peer_source {
+        writeln!(out, "Peers:    {}", peers(source))?;
+    }
     section(node::SIGNALS, &status.signals, "no signals", look, out)?;
     section(node::INTERFACES, &status.interfaces, "no interfaces", look, out)?;
     section(node::MAPS, &status.maps, "no kernel maps", look, out)?;
@@ -82,11 +85,29 @@ fn write_for_people(
 
 /// Who is known by name, and how current that is.
 fn pods(source: &PodSource) -> String {
-    let PodSource { kind, pods_known, reason, .. } = source;
+    let PodSource { kind, pods_known, .. } = source;
     if kind.is_empty() {
         return "nobody is known by name: pods are shown by their ids".into();
     }
-    let known = format!("{pods_known} known, from {}", escape::for_terminal(kind));
+    current(format!("{pods_known} known, from {}", escape::for_terminal(kind)), source)
+}
+
+/// Whose names peers have, and how current those are.
+fn peers(source: &PodSource) -> String {
+    let PodSource { kind, pods_known, .. } = source;
+    let known = match &**kind {
+        "" => "this node and its pods are known".into(),
+        kind => format!(
+            "the cluster is known, {pods_known} pods of other nodes, from {}",
+            escape::for_terminal(kind)
+        ),
+    };
+    current(known, source)
+}
+
+/// What is known, with why that may not be all.
+fn current(known: String, source: &PodSource) -> String {
+    let reason = &source.reason;
     let reason = escape::for_terminal(reason);
     let detail = match source.state() {
         PodSourceState::Away => {
@@ -136,6 +157,7 @@ fn as_value(status: &StatusResponse) -> Value<'_> {
         ("losses", rows(node::LOSSES, &status.losses)),
         ("usage", usage),
         ("pod_source", status.pod_source.as_ref().map_or(Value::Absent, pod_source)),
+        ("peer_source", status.peer_source.as_ref().map_or(Value::Absent, pod_source)),
     ])
 }
 
@@ -208,6 +230,11 @@ mod tests {
                 age_ns: 12_400_000_000,
                 reason: "connection refused\u{1b}[2J".into(),
             }),
+            peer_source: Some(PodSource {
+                state: PodSourceState::Static.into(),
+                reason: "connection tracking cannot be asked\u{1b}[2J".into(),
+                ..PodSource::default()
+            }),
         }
     }
 
@@ -222,7 +249,8 @@ mod tests {
         let text = for_people(Format::Table);
         let pods = "37 known, from kubernetes, away for 12s: connection refused";
         let parts = ["node-1", "degraded   no ring", "40.0 MiB resident", "-7", "ring_full   12"];
-        for part in parts.into_iter().chain([pods]) {
+        let peers = "this node and its pods are known, connection tracking cannot be asked";
+        for part in parts.into_iter().chain([pods, peers]) {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
         assert!(text.contains("no kernel maps"), "{text}");
@@ -246,5 +274,6 @@ mod tests {
         assert_eq!(json["losses"], yaml["losses"]);
         assert_eq!(json["pod_source"]["state"], "away");
         assert_eq!(json["pod_source"]["pods_known"], 37);
+        assert_eq!(json["peer_source"]["state"], "static");
     }
 }

@@ -29,6 +29,8 @@ pub(crate) enum Place {
     Data,
     /// In both tables only: composed for people from fields that the data formats have apart.
     People,
+    /// In the wide table only: the same, for people with room.
+    WidePeople,
 }
 
 impl Place {
@@ -38,6 +40,7 @@ impl Place {
             Place::Wide => format != Format::Table,
             Place::Data => !format.is_table(),
             Place::People => format.is_table(),
+            Place::WidePeople => format == Format::Wide,
         }
     }
 }

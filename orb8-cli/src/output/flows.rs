@@ -1,9 +1,10 @@
 //! The columns of a network flow.
 
-use orb8_proto::{AttributedBy, NetworkFlow};
+use orb8_proto::{AttributedBy, Direction, NetworkFlow};
 
 use super::{
     columns::{Column, Place},
+    peer,
     value::{Value, enum_name},
 };
 
@@ -22,17 +23,28 @@ pub(crate) static COLUMNS: &[Column<NetworkFlow>] = &[
     column("direction", "DIRECTION", Place::Everywhere, 9, |flow| {
         enum_name(flow.direction().as_str_name(), "DIRECTION_")
     }),
-    column("protocol", "PROTOCOL", Place::Everywhere, 8, |flow| Value::text(&flow.protocol)),
-    column("source", "SOURCE", Place::People, 21, |flow| endpoint(&flow.src_ip, flow.src_port)),
-    column("destination", "DESTINATION", Place::People, 21, |flow| {
+    column("protocol", "PROTO", Place::Everywhere, 5, |flow| Value::text(&flow.protocol)),
+    column("own_port", "PORT", Place::People, 5, own_port),
+    column("peer_name", "PEER", Place::People, 28, peer::cell),
+    column("opened_by", "OPENED-BY", Place::Wide, 9, |flow| {
+        enum_name(flow.opened_by().as_str_name(), "OPENED_BY_")
+    }),
+    column("workload", "WORKLOAD", Place::Wide, 20, |flow| Value::text(&flow.workload)),
+    column("peer_workload", "PEER-WORKLOAD", Place::WidePeople, 20, peer::workload),
+    column("source", "SOURCE", Place::WidePeople, 21, |flow| endpoint(&flow.src_ip, flow.src_port)),
+    column("destination", "DESTINATION", Place::WidePeople, 21, |flow| {
         endpoint(&flow.dst_ip, flow.dst_port)
+    }),
+    column("peer", "PEER-FIELDS", Place::Data, 40, |flow| peer::fields(flow.peer.as_ref())),
+    column("backend", "BACKEND-FIELDS", Place::Data, 40, |flow| {
+        peer::fields(flow.backend.as_ref())
     }),
     column("src_ip", "SOURCE-IP", Place::Data, 15, |flow| Value::text(&flow.src_ip)),
     column("src_port", "SOURCE-PORT", Place::Data, 5, |flow| Value::number(flow.src_port)),
     column("dst_ip", "DESTINATION-IP", Place::Data, 15, |flow| Value::text(&flow.dst_ip)),
     column("dst_port", "DESTINATION-PORT", Place::Data, 5, |flow| Value::number(flow.dst_port)),
     column("bytes", "BYTES", Place::Everywhere, 10, |flow| Value::Bytes(flow.bytes)),
-    column("packets", "PACKETS", Place::Everywhere, 8, |flow| Value::Number(flow.packets)),
+    column("packets", "PACKETS", Place::Wide, 8, |flow| Value::Number(flow.packets)),
     column("wire_packets", "WIRE-PACKETS", Place::Wide, 12, |flow| {
         Value::Number(flow.wire_packets)
     }),
@@ -72,8 +84,18 @@ pub(super) fn owner(pod_name: &str, by: AttributedBy) -> Value<'_> {
     }
 }
 
+/// The port on the owner's side: a server's is what it serves.
+fn own_port(flow: &NetworkFlow) -> Value<'_> {
+    let port = match flow.direction() {
+        Direction::Egress => flow.src_port,
+        Direction::Ingress => flow.dst_port,
+        Direction::Unspecified => 0,
+    };
+    if port == 0 { Value::Absent } else { Value::number(port) }
+}
+
 /// `ip:port`, IPv6 in brackets, and the bare address where the protocol has no ports.
-fn endpoint(ip: &str, port: u32) -> Value<'_> {
+pub(super) fn endpoint(ip: &str, port: u32) -> Value<'_> {
     if port == 0 {
         Value::text(ip)
     } else if ip.contains(':') {
@@ -85,7 +107,7 @@ fn endpoint(ip: &str, port: u32) -> Value<'_> {
 
 #[cfg(test)]
 mod tests {
-    use orb8_proto::{Direction, FlowState};
+    use orb8_proto::{FlowState, OpenedBy, Peer, PeerKind};
 
     use super::*;
     use crate::output::{Format, Look, Printer, columns::select};
@@ -105,6 +127,16 @@ mod tests {
             direction: Direction::Egress.into(),
             attributed_by: AttributedBy::SocketCgroup.into(),
             state: FlowState::Ended.into(),
+            opened_by: OpenedBy::Owner.into(),
+            workload: "Deployment/web".into(),
+            peer: Some(Peer {
+                kind: PeerKind::Service.into(),
+                namespace: "prod".into(),
+                name: "db".into(),
+                ip: "10.0.0.2".into(),
+                port: 80,
+                workload: String::new(),
+            }),
             ..NetworkFlow::default()
         }
     }
@@ -141,16 +173,36 @@ mod tests {
         assert_eq!(json["state"], "ended");
         assert_eq!(json["bytes"], 1_258_291);
         assert!(json["vlan_id"].is_null());
+        assert_eq!((&json["peer"]["kind"], &json["peer"]["port"]), (&"service".into(), &80.into()));
+        assert_eq!((&json["opened_by"], &json["backend"]), (&"owner".into(), &().into()));
     }
 
     #[test]
     fn the_table_rounds_and_the_wide_table_is_exact() {
         let table = written(Format::Table, &[], &[flow()]);
         assert!(table.contains("22:13:20.123"), "{table}");
-        assert!(table.contains("[fd00::1]:40000   10.0.0.2:80   1.2 MiB"), "{table}");
+        assert!(table.contains("tcp     40000   svc:prod/db:80   1.2 MiB"), "{table}");
         let wide = written(Format::Wide, &[], &[flow()]);
         assert!(wide.contains("2023-11-14T22:13:20.123456789Z"), "{wide}");
         assert!(wide.contains("1258291"), "{wide}");
+        assert!(wide.contains("[fd00::1]:40000   10.0.0.2:80"), "{wide}");
+        assert!(wide.contains("owner       Deployment/web"), "{wide}");
+    }
+
+    #[test]
+    fn a_table_of_usual_names_is_readable_in_120_columns() {
+        let backend = Peer {
+            kind: PeerKind::Pod.into(),
+            namespace: "prod".into(),
+            name: "db-0".into(),
+            ..Peer::default()
+        };
+        let flow =
+            NetworkFlow { pod_name: "web-5d9c7bb4f8-x".into(), backend: Some(backend), ..flow() };
+        let table = written(Format::Table, &[], &[flow]);
+        assert!(table.contains("svc:prod/db:80 → prod/db-0"), "{table}");
+        let widest = table.lines().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(120), "{widest:?}:\n{table}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub(crate) mod escape;
 pub(crate) mod flows;
 mod json;
 pub(crate) mod node;
+mod peer;
 pub(crate) mod pods;
 pub(crate) mod table;
 pub(crate) mod value;

@@ -30,6 +30,7 @@ pub(crate) static COLUMNS: &[Column<PodTraffic>] = &[
     column("attributed_by", "ATTRIBUTED-BY", Place::Wide, |pod| {
         enum_name(pod.attributed_by().as_str_name(), "ATTRIBUTED_BY_")
     }),
+    column("workload", "WORKLOAD", Place::Wide, |pod| Value::text(&pod.workload)),
     column("qos_class", "QOS", Place::Wide, |pod| Value::text(&pod.qos_class)),
     column("interfaces", "INTERFACES", Place::Wide, |pod| {
         Value::List(pod.interfaces.iter().map(|name| Value::text(name)).collect())
