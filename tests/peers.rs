@@ -8,11 +8,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use orb8_agent::{config::PeerScope, k8s::KubernetesSource};
-use orb8_proto::{
-    Direction, FlowQuery, NetworkFlow, OpenedBy, Peer, PodSource, PodSourceState,
-};
+use orb8_proto::{Direction, FlowQuery, NetworkFlow, OpenedBy, Peer, PodSource, PodSourceState};
 use orb8_testkit::{
-    KubeApi, Node, NodeOptions, Owner, Pod, PodSpec, Process, Program, program::{HoldFlows, TcpSend},
+    KubeApi, Node, NodeOptions, Owner, Pod, PodSpec, Process, Program,
+    program::{HoldFlows, TcpSend},
 };
 use orb8_tests::{Traced, address};
 use serde_json::json;
@@ -83,7 +82,11 @@ impl Cluster {
                  ct original ip6 daddr {hidden6} masquerade;\n\
                }}\n\
              }}",
-            db4 = db.1, db6 = db.2, hidden4 = hidden.1, hidden6 = hidden.2, abroad4 = abroad.1,
+            db4 = db.1,
+            db6 = db.2,
+            hidden4 = hidden.1,
+            hidden6 = hidden.2,
+            abroad4 = abroad.1,
         );
         let path = self.dir.path().join("rules");
         std::fs::write(&path, rules)?;
@@ -184,11 +187,7 @@ fn shown(peer: Option<&Peer>) -> String {
 }
 
 /// What a record has to say about its other side.
-fn expect(
-    peer: &str,
-    backend: &str,
-    opened_by: OpenedBy,
-) -> impl Fn(&NetworkFlow) -> Result<()> {
+fn expect(peer: &str, backend: &str, opened_by: OpenedBy) -> impl Fn(&NetworkFlow) -> Result<()> {
     move |flow| {
         let found = (shown(flow.peer.as_ref()), shown(flow.backend.as_ref()), flow.opened_by());
         let expected = (peer.to_owned(), backend.to_owned(), opened_by);
@@ -217,7 +216,8 @@ fn a_service_is_named_with_who_is_behind_it_and_its_backend_sees_the_client() ->
             let both = wait_for(&traced, &web, front, expect(&named, of_db, OpenedBy::Owner))?;
             for flow in both {
                 ensure!(flow.workload == "StatefulSet/web", "{flow:?}");
-                let (peer, backend) = (flow.peer.context("peer")?, flow.backend.context("backend")?);
+                let (peer, backend) =
+                    (flow.peer.context("peer")?, flow.backend.context("backend")?);
                 ensure!((&*peer.ip, peer.port) == (ip, 80), "{peer:?}");
                 ensure!(backend.port == u32::from(SERVER), "{backend:?}");
                 ensure!(backend.ip == own(&db, front.ip()), "{backend:?}");
@@ -278,11 +278,17 @@ fn nodes_their_ports_and_what_is_outside_are_named_for_what_they_are() -> Result
     let _host = cluster.node.spawn("daemon", &host)?;
     cluster.translate(&db)?;
     for (kind, object) in [
-        ("Node", json!({ "status": { "addresses": [
+        (
+            "Node",
+            json!({ "status": { "addresses": [
             { "type": "Hostname", "address": "other" },
-            { "type": "InternalIP", "address": "192.168.77.2" }] } })),
-        ("Pod", json!({ "spec": { "nodeName": "other" },
-            "status": { "phase": "Running", "podIPs": [{ "ip": "10.99.0.5" }] } })),
+            { "type": "InternalIP", "address": "192.168.77.2" }] } }),
+        ),
+        (
+            "Pod",
+            json!({ "spec": { "nodeName": "other" },
+            "status": { "phase": "Running", "podIPs": [{ "ip": "10.99.0.5" }] } }),
+        ),
     ] {
         let mut object = object;
         object["kind"] = kind.into();

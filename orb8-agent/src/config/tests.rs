@@ -89,6 +89,21 @@ fn names_come_from_one_source() {
 }
 
 #[test]
+fn peers_of_the_cluster_take_an_api_and_have_to_be_asked_for() {
+    let raw = |peers: Option<&str>, kubernetes: &str| RawConfig {
+        peers: peers.map(Into::into),
+        kubernetes: Some(kubernetes.into()),
+        ..RawConfig::default()
+    };
+    let scope = |peers, kubernetes| raw(peers, kubernetes).resolve().unwrap().peers;
+    assert_eq!(scope(None, "on"), PeerScope::Node);
+    assert_eq!(scope(Some("node"), "off"), PeerScope::Node);
+    assert_eq!(scope(Some("cluster"), "on"), PeerScope::Cluster);
+    assert!(errors(raw(Some("cluster"), "off")).contains("--kubernetes on"));
+    assert!(errors(raw(Some("all"), "on")).contains("\"all\" is unknown"));
+}
+
+#[test]
 fn an_interface_pattern_matches_by_name_or_by_its_beginning() {
     let config =
         RawConfig { interfaces: vec!["eth0".into(), "veth*".into()], ..RawConfig::default() }

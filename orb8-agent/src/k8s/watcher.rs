@@ -181,9 +181,7 @@ impl<M: Mirror> Watcher<M> {
         let (mirror, what) = (&self.mirror, self.mirror.what());
         let api = match &mut course.api {
             Some(api) => api,
-            none => {
-                none.insert(Api::new(&self.source, mirror.query(), self.timing.silence).await?)
-            }
+            none => none.insert(Api::new(&self.source, mirror.query(), self.timing.silence).await?),
         };
         let version = match &mut course.version {
             Some(version) => version,

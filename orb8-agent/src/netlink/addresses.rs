@@ -65,8 +65,7 @@ mod tests {
             let mut found = links.addresses().await.unwrap();
             found.sort_by_key(|address| address.ip);
             let ips: Vec<String> = found.iter().map(|address| address.ip.to_string()).collect();
-            let expected =
-                ["10.0.0.1", "10.1.0.1", "127.0.0.1", "169.254.20.10", "::1", "fd00::1"];
+            let expected = ["10.0.0.1", "10.1.0.1", "127.0.0.1", "169.254.20.10", "::1", "fd00::1"];
             assert_eq!(ips, expected);
             assert_eq!((found[2].index, found[0].index), (1, found[5].index));
         });

@@ -298,8 +298,7 @@ mod tests {
                 inheritable: rustix::thread::CapabilitySet::empty(),
             };
             rustix::thread::set_capabilities(None, none).unwrap();
-            let tuple =
-                Tuple { protocol: 6, src: at("127.0.0.1:1"), dst: at("127.0.0.1:2") };
+            let tuple = Tuple { protocol: 6, src: at("127.0.0.1:1"), dst: at("127.0.0.1:2") };
             Conntrack::open().and_then(|mut conntrack| conntrack.real_peer(&tuple))
         });
         let why = asked.unwrap_err();

@@ -181,15 +181,13 @@ impl<A: Clone + Eq + Hash> Known<A> {
                 continue;
             }
             // An object may have got an address that is not its own for life just now.
-            let since =
-                if T::is_for_life(address) { (created + SECOND).min(now) } else { now };
+            let since = if T::is_for_life(address) { (created + SECOND).min(now) } else { now };
             let from = if had.is_some() { now } else { created };
             let tenure = Tenure { maybe: from..i64::MAX, surely: since.max(from)..i64::MAX };
             news |= self.by_address.set(address.clone(), uid, tenure);
         }
-        let (mut former, before) = known.map_or_else(Default::default, |known| {
-            (known.former, known.addresses)
-        });
+        let (mut former, before) =
+            known.map_or_else(Default::default, |known| (known.former, known.addresses));
         former.retain(|address| !addresses.contains(address));
         for address in before.into_iter().filter(|address| !addresses.contains(address)) {
             self.by_address.end(&address, uid, None, given_up_by(None, now));

@@ -12,7 +12,13 @@ use std::{
 use orb8_common::network::key_flags;
 use orb8_proto::{Direction, NetworkFlow, OpenedBy, Peer, PeerKind, PodSource, PodSourceState};
 
-use super::{interfaces::Side, maps::FlowId, record, table::{Flow, FlowKey}, task::Task};
+use super::{
+    interfaces::Side,
+    maps::FlowId,
+    record,
+    table::{Flow, FlowKey},
+    task::Task,
+};
 use crate::{
     enricher::PodLookup,
     k8s::peers::{End, Named, PeerStore, Who},
@@ -354,9 +360,7 @@ fn class(ip: IpAddr) -> PeerKind {
             let shared = a == 100 && b & 0xc0 == 64;
             ip.is_private() || ip.is_link_local() || shared || a == 0 || a >= 240
         }
-        IpAddr::V6(ip) => {
-            ip.is_unique_local() || ip.is_unicast_link_local() || ip.is_unspecified()
-        }
+        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local() || ip.is_unspecified(),
     };
     if private { PeerKind::Unknown } else { PeerKind::External }
 }
