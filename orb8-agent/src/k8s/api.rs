@@ -145,7 +145,7 @@ pub(super) enum Event<T> {
     Deleted(T),
     /// Nothing happened up to a version.
     Bookmark(T),
-    Error(Status),
+    Error(Box<Status>),
 }
 
 impl Api {

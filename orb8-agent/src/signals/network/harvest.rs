@@ -7,10 +7,7 @@ use std::{
     time::Instant,
 };
 
-use orb8_common::network::{
-    FlowStats, NetworkFlowEvent, event_reasons,
-    tcp_flags::{ACK, SYN},
-};
+use orb8_common::network::{FlowStats, NetworkFlowEvent};
 
 use super::{
     NAME,
@@ -39,11 +36,7 @@ impl Task {
         let Self { events, interfaces, table, .. } = self;
         events.drain(DRAIN, |event: NetworkFlowEvent| {
             let id = FlowId { key: event.key, family: event.family };
-            let serial = take(interfaces, table, id, &event.stats, event.timestamp_ns);
-            let first = event.reasons & event_reasons::NEW != 0;
-            if !first && event.tcp_flags & (SYN | ACK) == SYN {
-                serial.inspect(|serial| table.reopened(&FlowKey::new(id, *serial)));
-            }
+            take(interfaces, table, id, &event.stats, event.timestamp_ns);
         })
     }
 

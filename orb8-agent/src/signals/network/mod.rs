@@ -6,6 +6,7 @@
 
 mod attach;
 mod clock;
+mod facing;
 mod filter;
 mod give;
 mod harvest;

@@ -4,15 +4,15 @@
 use std::{
     collections::HashSet,
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use orb8_common::network::key_flags;
 use orb8_proto::{Direction, NetworkFlow, OpenedBy, Peer, PeerKind, PodSource, PodSourceState};
 
 use super::{
+    facing::{Real, RealEnd, may_be_translated, peer_end, sent_by_owner},
     interfaces::Side,
     maps::FlowId,
     record,
@@ -28,51 +28,8 @@ use crate::{
 /// Connections that the kernel is asked about in a second, at most: about 20 ms of work. Beyond
 /// them, flows have no backend until they have another record, and are counted as unasked.
 const ASKS_PER_TICK: u32 = 2_000;
-/// The kernel may not know a connection yet when its first packet is told of, so it is asked twice.
-const TRIES: u8 = 2;
-/// Datagrams may go elsewhere once the kernel has forgotten where the last ones went, which takes it
-/// 30 s, or when a backend is taken away from a Service. Connections stay.
-const GOOD_FOR_NS: u64 = 10_000_000_000;
 /// A kernel that refused to answer is asked again after this long.
 const REFUSED_FOR: Duration = Duration::from_secs(30);
-
-/// What is known of a flow's other side.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Facing {
-    who: Option<Who>,
-    /// When it was named, in the count of changed facts; 0 is never.
-    named_at: u32,
-    /// It was known to be who is asked, not who asks.
-    answers: bool,
-    real: Real,
-    tries: u8,
-    asked_ns: u64,
-}
-
-/// Who is really there.
-#[derive(Clone, Debug, Default)]
-enum Real {
-    #[default]
-    Unasked,
-    /// Whoever the packets name, as far as can be told.
-    AsNamed,
-    Other(Arc<RealEnd>),
-}
-
-#[derive(Debug)]
-struct RealEnd {
-    at: SocketAddr,
-    /// It is a server, not a client.
-    answers: bool,
-    who: Option<Who>,
-}
-
-impl Facing {
-    /// The connection begins anew, and may lead elsewhere.
-    pub(super) fn ask_again(&mut self) {
-        (self.real, self.tries) = (Real::Unasked, 0);
-    }
-}
 
 /// Whom there is to name, and what is needed to find out.
 pub(super) struct Peers {
@@ -211,14 +168,14 @@ impl Task {
         let sends = record::direction(id.hook(), side) == Direction::Egress;
         let at = self.clock.unix_ns(flow.last_ns);
         let opened = flow.opening.opened_by(sends) == OpenedBy::Owner;
-        let last_ns = flow.last_ns;
+        let (last_ns, closed) = (flow.last_ns, flow.fin || flow.rst);
         let reverse = self.table.get(&key.reverse()).filter(|reverse| reverse.end.is_none());
 
         let facing = &flow.facing;
         let new_facts = facing.named_at != self.peers.generation;
         let answers = opened || facing.leads_on();
         let renames = new_facts || facing.answers != answers;
-        if !renames && !facing.is_stale(id, last_ns) {
+        if !renames && !facing.is_stale(id, last_ns, closed) {
             return;
         }
         let peers = &mut self.peers;
@@ -228,13 +185,12 @@ impl Task {
             (facing.answers, facing.who) = (answers, peers.who(end, at, answers));
         }
         let mut moved = false;
-        if facing.is_stale(id, last_ns) {
+        if facing.is_stale(id, last_ns, closed) {
             let known = reverse.map(|reverse| &reverse.facing);
             if !may_be_translated(id, side, end, &facing) {
                 facing.take(Ok(None), last_ns);
-            } else if let Some(known) = known.filter(|known| !known.is_stale(id, last_ns)) {
-                facing.real = known.real.clone();
-                (facing.tries, facing.asked_ns) = (known.tries, known.asked_ns);
+            } else if let Some(known) = known.filter(|known| !known.is_stale(id, last_ns, closed)) {
+                facing.copy(known);
                 moved = true;
             } else if let Some(answer) = peers.ask(&sent_by_owner(id, end, sends)) {
                 facing.take(answer, last_ns);
@@ -262,72 +218,6 @@ impl Task {
     }
 }
 
-impl Facing {
-    /// What it names is a front, behind which there is a server.
-    fn leads_on(&self) -> bool {
-        matches!(&self.real, Real::Other(real) if real.answers)
-    }
-
-    /// Whether it is time to ask the kernel who is really there.
-    fn is_stale(&self, id: &FlowId, last_ns: u64) -> bool {
-        let since_ns = last_ns.saturating_sub(self.asked_ns);
-        match self.real {
-            Real::Unasked => true,
-            _ if (1..TRIES).contains(&self.tries) => since_ns > 0,
-            _ => id.key.protocol != TCP && since_ns > GOOD_FOR_NS,
-        }
-    }
-
-    fn take(&mut self, answer: Result<Option<RealPeer>, NotTracked>, last_ns: u64) {
-        self.asked_ns = last_ns;
-        let other = |at, answers| Real::Other(Arc::new(RealEnd { at, answers, who: None }));
-        self.tries = if answer.is_err() { self.tries.saturating_add(1) } else { 0 };
-        self.real = match answer {
-            Ok(Some(RealPeer::Server(at))) => other(at, true),
-            Ok(Some(RealPeer::Client(at))) => other(at, false),
-            Ok(None) | Err(NotTracked) => Real::AsNamed,
-        };
-    }
-}
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const SCTP: u8 = 132;
-
-/// The end of a flow that is not the workload's or the node's; `None` where there are no addresses.
-fn peer_end(id: &FlowId, side: Side) -> Option<End> {
-    const NO_PORTS: u8 = key_flags::FRAGMENT | key_flags::MALFORMED;
-    let key = &id.key;
-    if key.flags & key_flags::NOT_IP != 0 {
-        return None;
-    }
-    let (src, dst) = record::addresses(id);
-    let sends = record::direction(id.hook(), side) == Direction::Egress;
-    let (ip, port) = if sends { (dst, key.dst_port) } else { (src, key.src_port) };
-    let has_port = !matches!(key.protocol, 1 | 58) && key.flags & NO_PORTS == 0;
-    Some(End { ip, port: if has_port { port } else { 0 }, protocol: key.protocol })
-}
-
-/// The packets of the flow's conversation that its owner sends. That is how the kernel has them: a
-/// server's as they are before its answers are translated back, a client's as they are before they
-/// are translated.
-fn sent_by_owner(id: &FlowId, peer: End, sends: bool) -> Tuple {
-    let (src, dst) = record::addresses(id);
-    let (ip, port) = if sends { (src, id.key.src_port) } else { (dst, id.key.dst_port) };
-    let to = SocketAddr::new(peer.ip, peer.port);
-    Tuple { protocol: peer.protocol, src: SocketAddr::new(ip, port), dst: to }
-}
-
-/// Whether the node may translate the flow's peer. A pod's address is its own.
-fn may_be_translated(id: &FlowId, side: Side, end: End, facing: &Facing) -> bool {
-    const BROKEN: u8 = key_flags::FRAGMENT | key_flags::MALFORMED;
-    side == Side::Workload
-        && matches!(id.key.protocol, TCP | UDP | SCTP)
-        && id.key.flags & BROKEN == 0
-        && !matches!(facing.who, Some(Who::Pod(_)))
-        && !matches!(class(end.ip), PeerKind::Loopback | PeerKind::Multicast)
-}
-
 /// As the wire has it.
 fn told(who: Option<Who>, end: End) -> Peer {
     let End { ip, port, .. } = end;
@@ -350,7 +240,7 @@ fn told(who: Option<Who>, end: End) -> Peer {
 }
 
 /// What an address is that nobody is known by, from the registries of special addresses (RFC 6890).
-fn class(ip: IpAddr) -> PeerKind {
+pub(super) fn class(ip: IpAddr) -> PeerKind {
     let private = match ip.to_canonical() {
         ip if ip.is_loopback() => return PeerKind::Loopback,
         ip if ip.is_multicast() => return PeerKind::Multicast,
@@ -396,36 +286,5 @@ mod tests {
         for (ip, expected) in cases {
             assert_eq!(class(ip.parse().unwrap()), expected, "{ip}");
         }
-    }
-
-    #[test]
-    fn datagrams_are_asked_about_again_and_connections_are_not_once_they_are_known() {
-        use orb8_common::network::{FlowKey6, family};
-        let id = |protocol| {
-            let key = FlowKey6 {
-                src: [1, 0, 0, 0],
-                dst: [2, 0, 0, 0],
-                src_port: 1,
-                dst_port: 2,
-                ifindex: 3,
-                vlan: 0,
-                protocol,
-                flags: 0,
-            };
-            FlowId { key, family: family::V4 }
-        };
-        let (tcp, udp) = (id(TCP), id(UDP));
-        let mut facing = Facing::default();
-        assert!(facing.is_stale(&tcp, 5) && facing.is_stale(&udp, 5));
-        facing.take(Err(NotTracked), 5);
-        assert!(!facing.is_stale(&tcp, 5), "nothing has moved");
-        assert!(facing.is_stale(&tcp, 6), "it may be tracked by now");
-        facing.take(Err(NotTracked), 6);
-        assert!(!facing.is_stale(&tcp, GOOD_FOR_NS * 100), "it is not tracked");
-        facing.take(Ok(None), 7);
-        assert!(!facing.is_stale(&tcp, GOOD_FOR_NS * 100));
-        assert!(!facing.is_stale(&udp, 7 + GOOD_FOR_NS) && facing.is_stale(&udp, 8 + GOOD_FOR_NS));
-        facing.ask_again();
-        assert!(facing.is_stale(&tcp, 8));
     }
 }

@@ -9,10 +9,10 @@ use indexmap::{IndexMap, map::Entry};
 use orb8_common::network::{Counts, FlowStats};
 
 use super::{
+    facing::Facing,
     interfaces::Serial,
     maps::{FlowId, add, is_zero, minus},
     opening::Opening,
-    peers::Facing,
 };
 use crate::{
     aggregator::{SliceNumber, Window, slice_of},
@@ -192,15 +192,6 @@ impl FlowTable {
         self.touch(key);
         self.note_opening(&key, born, opens);
         new
-    }
-
-    /// A connection with the same addresses and ports begins, after one that was not over yet.
-    pub(super) fn reopened(&mut self, key: &FlowKey) {
-        for key in [*key, key.reverse()] {
-            if let Some(flow) = self.flows.get_mut(&key) {
-                flow.facing.ask_again();
-            }
-        }
     }
 
     /// Marks a flow as ended; its last record is still to come.
