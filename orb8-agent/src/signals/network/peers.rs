@@ -25,7 +25,7 @@ use crate::{
     netlink::conntrack::{Conntrack, NotTracked, RealPeer, Tuple},
 };
 
-/// Connections that the kernel is asked about in a second, at most: about 20 ms of work. Beyond
+/// Connections that the kernel is asked about in a second, at most, at 10 to 20 µs each. Beyond
 /// them, flows have no backend until they have another record, and are counted as unasked.
 const ASKS_PER_TICK: u32 = 2_000;
 /// A kernel that refused to answer is asked again after this long.
