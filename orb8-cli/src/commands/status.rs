@@ -74,7 +74,8 @@ fn write_for_people(
         writeln!(out, "Pods:     {}", pods(source))?;
     }
     if let Some(source) = &status.peer_source {
-        writeln!(out, "Peers:    {}", peers(source))?;
+        let pods_are_known = status.pod_source.as_ref().is_some_and(|pods| !pods.kind.is_empty());
+        writeln!(out, "Peers:    {}", peers(source, pods_are_known))?;
     }
     section(node::SIGNALS, &status.signals, "no signals", look, out)?;
     section(node::INTERFACES, &status.interfaces, "no interfaces", look, out)?;
@@ -93,10 +94,11 @@ fn pods(source: &PodSource) -> String {
 }
 
 /// Whose names peers have, and how current those are.
-fn peers(source: &PodSource) -> String {
+fn peers(source: &PodSource, pods_are_known: bool) -> String {
     let PodSource { kind, pods_known, .. } = source;
     let known = match &**kind {
-        "" => "this node and its pods are known".into(),
+        "" if pods_are_known => "this node and its pods are known".into(),
+        "" => "this node is known".into(),
         kind => format!(
             "the cluster is known, {pods_known} pods of other nodes, from {}",
             escape::for_terminal(kind)
