@@ -21,6 +21,19 @@ pub mod key_flags {
 /// Set in `vlan` when a tag was present, so that VLAN 0 differs from no VLAN.
 pub const VLAN_PRESENT: u16 = 0x1000;
 
+/// Set in `ifindex` where packets were seen at a socket of the node itself and not on an interface.
+/// The other bits are the account under which the agent keeps the socket's cgroup: the value of
+/// `HOST_CGROUPS`, or [`UNLISTED`]. Indices of interfaces are positive `int`s, so none has this bit.
+pub const HOST_SOCKETS: u32 = 1 << 31;
+
+/// Account of sockets of the node itself whose cgroup is not in `HOST_CGROUPS` (yet). Their flows
+/// say which cgroup that is.
+pub const UNLISTED: u32 = 0;
+
+/// `max_entries` of `HOST_CGROUPS`. Sockets of a cgroup that found no room are [`UNLISTED`] where the
+/// kernel tells namespaces apart, and not counted where it does not.
+pub const HOST_CGROUPS_SIZE: u32 = 10_000;
+
 /// Key of an IPv4 (or non-IP) flow: one direction of one conversation on one interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -33,7 +46,7 @@ pub struct FlowKey4 {
     pub src_port: u16,
     /// Destination port; ICMP code.
     pub dst_port: u16,
-    /// Interface index in the agent's network namespace.
+    /// Interface index in the agent's network namespace, or an account with [`HOST_SOCKETS`].
     pub ifindex: u32,
     /// Outermost VLAN identifier with [`VLAN_PRESENT`], or 0.
     pub vlan: u16,
@@ -55,7 +68,7 @@ pub struct FlowKey6 {
     pub src_port: u16,
     /// Destination port; ICMPv6 code.
     pub dst_port: u16,
-    /// Interface index in the agent's network namespace.
+    /// Interface index in the agent's network namespace, or an account with [`HOST_SOCKETS`].
     pub ifindex: u32,
     /// Outermost VLAN identifier with [`VLAN_PRESENT`], or 0.
     pub vlan: u16,
@@ -73,7 +86,7 @@ pub struct FlowKey6 {
 pub struct Counts {
     /// Packets as handed to the interface: a GSO packet is one.
     pub packets: u64,
-    /// L2 length of those packets.
+    /// L2 length of those packets; L3 length where they were seen at a socket.
     pub bytes: u64,
     /// What GSO saved: Σ (`gso_segs` − 1). Wire packets are `packets + extra_segments`.
     pub extra_segments: u64,
@@ -91,7 +104,8 @@ pub struct FlowStats {
     pub last_jiffies: u64,
     /// `bpf_ktime_get_boot_ns` of the first packet; tells two lives of one key apart.
     pub first_ns: u64,
-    /// cgroup of the sending socket, 0 where the packet had none (all that a pod receives).
+    /// cgroup of the sending socket, 0 where the packet had none (all that a pod receives). At a
+    /// socket, its cgroup in both directions.
     pub cgroup_id: u64,
     /// 1 once a TCP SYN without ACK was seen: its sender opens the connection. A byte each: CPUs
     /// that set them at once lose nothing.
@@ -110,7 +124,7 @@ pub struct FlowStats {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct OverflowKey {
-    /// Interface index.
+    /// As in [`FlowKey4`].
     pub ifindex: u32,
     /// [`key_flags::HOOK_EGRESS`] or 0.
     pub direction: u32,

@@ -2,6 +2,7 @@
 //! that lives for milliseconds has a name afterwards.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(unsafe_code, reason = "maps, arguments and helpers are raw pointers on this side")]
 
 mod emit;

@@ -1,5 +1,7 @@
 //! Emitting event records, and counting those that could not be.
 
+use core::arch::asm;
+
 use aya_ebpf::{
     macros::map,
     maps::{PerCpuArray, RingBuf},
@@ -30,11 +32,21 @@ pub(crate) fn emit<T: Record>(ring: &RingBuf, wake_up: u64, fill: impl FnOnce(&m
     }
 }
 
-/// Adds `n` to a slot of this CPU.
+/// Adds `n` to a slot of this CPU, atomically: programs at sockets can be interrupted by others.
 #[inline(always)]
 pub(crate) fn count(slot: Drop, n: u64) {
     if let Some(counter) = DROPS.get_ptr_mut(slot as u32) {
-        // SAFETY: a pointer into this CPU's value; the program cannot be preempted by itself here.
-        unsafe { *counter += n };
+        // SAFETY: a live map value.
+        fetch_add(unsafe { &mut *counter }, n);
+    }
+}
+
+/// The one atomic that every kernel with ring buffers has. Rust's atomics need compare-and-swap,
+/// which the target does not promise.
+#[inline(always)]
+pub(crate) fn fetch_add(counter: &mut u64, n: u64) {
+    // SAFETY: an aligned word of a live map value.
+    unsafe {
+        asm!("lock *(u64 *)({at} + 0) += {n}", at = in(reg) counter, n = in(reg) n);
     }
 }

@@ -140,7 +140,7 @@ struct Sample {
 }
 
 #[inline(always)]
-const fn reasons_of(tcp_flags: u8) -> u8 {
+pub(super) const fn reasons_of(tcp_flags: u8) -> u8 {
     let mut reasons = 0;
     if tcp_flags & SYN != 0 {
         reasons |= event_reasons::SYN;

@@ -1,8 +1,7 @@
 //! The maps of the network signal, each behind the functions that use it.
 
-use core::arch::asm;
-
 use aya_ebpf::{
+    bindings::BPF_NOEXIST,
     helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns},
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
@@ -19,11 +18,15 @@ use super::{
     key::{Key, Key4, Key6},
     slot::{LAST_V4, LAST_V6, Slot},
 };
-use crate::{emit, filter};
+use crate::{
+    emit::{self, fetch_add},
+    filter,
+};
 
 /// Entries per family unless the loader says otherwise. A full table costs detail, never a total.
 const FLOW_TABLE_SIZE: u32 = 65_536;
-/// Two per interface; the agent creates them before it attaches.
+/// Two per interface, which the agent creates before it attaches, and up to two per account of
+/// sockets, which are made when they are needed.
 const OVERFLOW_SIZE: u32 = 8_192;
 /// Bytes unless the loader says otherwise.
 const RING_SIZE: u32 = 1 << 20;
@@ -158,16 +161,6 @@ fn atomic_add(to: &mut Counts, counts: &Counts) {
     }
 }
 
-/// The one atomic that every kernel with ring buffers has. Rust's atomics need compare-and-swap,
-/// which the target does not promise.
-#[inline(always)]
-fn fetch_add(counter: &mut u64, n: u64) {
-    // SAFETY: an aligned word of a live map value.
-    unsafe {
-        asm!("lock *(u64 *)({at} + 0) += {n}", at = in(reg) counter, n = in(reg) n);
-    }
-}
-
 /// Whether this CPU found the table of `K` full in this very jiffy. Asking a full table again for
 /// every packet would make overload dearer than the load.
 #[inline(always)]
@@ -195,6 +188,20 @@ pub(super) fn overflow<K: Key>(key: &K, counts: &Counts) {
         Some(total) => atomic_add(unsafe { &mut *total }, counts),
         None => emit::count(Drop::Uncounted, counts.packets),
     }
+}
+
+/// As [`overflow`], where nobody made the counter before. If there is no room for it, the packets
+/// are counted as such.
+#[inline(always)]
+pub(super) fn overflow_on_demand<K: Key>(key: &K, counts: &Counts) {
+    let (ifindex, direction) = (key.ifindex(), key.direction());
+    let overflow = OverflowKey { ifindex, direction };
+    if OVERFLOW.get_ptr(overflow).is_none() {
+        // Another CPU may be first; what comes next finds out.
+        let zero = Counts { packets: 0, bytes: 0, extra_segments: 0 };
+        let _first = OVERFLOW.insert(overflow, zero, u64::from(BPF_NOEXIST));
+    }
+    self::overflow(key, counts);
 }
 
 /// Reports a moment of a flow's life, with its counters as they are now, if somebody wants it.

@@ -5,6 +5,8 @@ mod account;
 #[cfg(target_arch = "bpf")]
 mod flows;
 #[cfg(target_arch = "bpf")]
+mod host;
+#[cfg(target_arch = "bpf")]
 mod key;
 #[cfg(target_arch = "bpf")]
 mod mix;
@@ -15,4 +17,10 @@ mod skb;
 mod slot;
 
 #[cfg(target_arch = "bpf")]
-pub(crate) use {account::account, flows::pulse, mix::next_flow, skb::Device};
+pub(crate) use {
+    account::account,
+    flows::pulse,
+    host::{Netns, account as account_host, note_netns},
+    mix::next_flow,
+    skb::Device,
+};

@@ -9,6 +9,7 @@ mod keys;
 #[path = "../packets/mod.rs"]
 mod packets;
 mod probe;
+mod sockets;
 
 use orb8_common::network::Counts;
 use packets::{Ipv4, Ipv6, Link, Network, Packet, Place, Upper};

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{self, MapData, PerCpuArray, PerCpuValues, RingBuf},
-    programs::{SchedClassifier, TestRun, TestRunOptions},
+    programs::{CgroupSkb, Program, SchedClassifier, TestRun, TestRunOptions},
 };
 use orb8_common::{
     Record,
@@ -71,9 +71,16 @@ impl Probe {
             .load(object)
             .unwrap_or_else(|e| panic!("{NEEDS}; loading said {e:?}"));
         for (name, program) in ebpf.programs_mut() {
-            let program: &mut SchedClassifier =
-                program.try_into().unwrap_or_else(|e| panic!("{name} is no classifier: {e}"));
-            program.load().unwrap_or_else(|e| panic!("{NEEDS}; loading {name} said {e:?}"));
+            let loaded = match program {
+                Program::SchedClassifier(program) => program.load(),
+                // Only newer kernels tell a socket's network namespace; see `tells_netns`.
+                Program::CgroupSkb(program) => match program.load() {
+                    Err(e) if name.ends_with("_listed") => Err(e),
+                    _ => Ok(()),
+                },
+                _ => panic!("{name} is of no kind that packets go through"),
+            };
+            loaded.unwrap_or_else(|e| panic!("{NEEDS}; loading {name} said {e:?}"));
         }
         let events = ebpf.take_map("FLOW_EVENTS").expect("the object has FLOW_EVENTS");
         Self { ebpf, events: events.try_into().expect("FLOW_EVENTS is a ring") }
@@ -93,6 +100,41 @@ impl Probe {
             .test_run(options)
             .unwrap_or_else(|e| panic!("{name} on a packet of {length} bytes: {e:?}"));
         assert_eq!(result.return_value.cast_signed(), -1, "TCX_NEXT is all that {name} may say");
+    }
+
+    /// Hands `packet`, which begins with an Ethernet header that the program does not see, to a program
+    /// at sockets, and sees to it that it lets the packet pass. The socket is this thread's.
+    pub(crate) fn run_at_socket(&self, name: &str, packet: &[u8], repeat: u32) {
+        let options = TestRunOptions { data_in: Some(packet), repeat, ..Default::default() };
+        let program = self.at_socket(name);
+        let result = program.test_run(options).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        assert_eq!(result.return_value, 1, "{name} may not stop a packet");
+    }
+
+    /// Whether this kernel lets programs at sockets ask for the network namespace (6.15 or later).
+    pub(crate) fn tells_netns(&self) -> bool {
+        self.at_socket("orb8_host_ingress").fd().is_ok()
+    }
+
+    fn at_socket(&self, name: &str) -> &CgroupSkb {
+        let program = self.ebpf.program(name).unwrap_or_else(|| panic!("no program {name}"));
+        program.try_into().expect("a program at sockets")
+    }
+
+    /// Lists a cgroup, as the agent does.
+    pub(crate) fn list_cgroup(&mut self, id: u64, account: u32) {
+        let map = self.ebpf.map_mut("HOST_CGROUPS").expect("the object has HOST_CGROUPS");
+        let mut map: maps::HashMap<_, u64, u32> = map.try_into().expect("a hash map");
+        map.insert(id, account, 0).expect("room for a cgroup");
+    }
+
+    /// Has the probe take another network namespace for the agent's.
+    pub(crate) fn leave_netns(&mut self) {
+        let map = self.ebpf.map_mut("OWN_NETNS").expect("the object has OWN_NETNS");
+        let mut map: maps::Array<_, u64> = map.try_into().expect("an array");
+        let own = map.get(&0, 0).expect("one value");
+        assert_ne!(own, 0, "the probe knows its namespace");
+        map.set(0, own + 1, 0).expect("one value");
     }
 
     /// What every flow has had, taken from its entry and from the slots.
@@ -170,10 +212,15 @@ impl Probe {
 
     /// An overflow counter; zero where there is none.
     pub(crate) fn overflow(&self, direction: u32) -> Counts {
+        self.overflow_of(IFINDEX, direction)
+    }
+
+    /// As [`Self::overflow`], of an interface or account of sockets.
+    pub(crate) fn overflow_of(&self, ifindex: u32, direction: u32) -> Counts {
         let map = self.ebpf.map("OVERFLOW").expect("the object has OVERFLOW");
         let map: maps::HashMap<_, [u32; 2], [u64; 3]> = map.try_into().expect("a hash map");
         let [packets, bytes, extra_segments] =
-            map.get(&[IFINDEX, direction], 0).unwrap_or_default();
+            map.get(&[ifindex, direction], 0).unwrap_or_default();
         Counts { packets, bytes, extra_segments }
     }
 
