@@ -1,8 +1,9 @@
 //! The node: a network namespace with a bridge, a cgroup prefix, and the list of its pods.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,6 +25,18 @@ use crate::testpod_path;
 
 /// Nodes that this process has started: the next one's number.
 static NODES: AtomicU32 = AtomicU32::new(1);
+
+/// Bits of the network part of a node's IPv4 and IPv6 networks: as large as a kubelet's with up to 500 pods.
+pub(crate) const PREFIX_LENGTHS: (u8, u8) = (22, 64);
+
+/// The node's own place in its network.
+pub(crate) const NODE_NUMBER: u16 = 1;
+
+/// What pods may have.
+const HOST_NUMBERS: RangeInclusive<u16> = 2..=1022;
+
+/// How many IPv4 networks of that size fit into 10.244.0.0/16.
+const NETWORKS: u32 = 64;
 
 /// How a node is to be.
 #[derive(Clone, Debug, Default)]
@@ -62,8 +75,9 @@ pub(crate) struct Shared {
 
 #[derive(Debug, Default)]
 struct Pods {
-    by_host_number: BTreeMap<u8, Arc<Identity>>,
-    last_host_number: u8,
+    /// In the order of their admission.
+    running: Vec<Arc<Identity>>,
+    last_host_number: u16,
 }
 
 impl Node {
@@ -101,23 +115,25 @@ impl Node {
         let holder = Process::start(new_netns(&testpod, &dir)?, &hold)?;
         let netns = Netns::of(holder.pid(), testpod.clone());
 
-        // Nodes never meet, so that a number that comes back after 254 of them does no harm.
-        let n = u8::try_from((number - 1) % 254 + 1)?;
+        // Nodes never meet, so that a number that comes back does no harm.
+        let n = u8::try_from((number - 1) % NETWORKS)?;
+        let (ipv4, ipv6) = (node_ipv4(n, NODE_NUMBER), node_ipv6(n, NODE_NUMBER));
+        let (ipv4_bits, ipv6_bits) = PREFIX_LENGTHS;
         // A fixed address: a bridge without one takes its ports', and pods would lose their gateway when a port goes.
         netns.ip(
             &[],
             &format!(
                 "link set lo up\n\
                  link add br0 address 02:00:0a:f4:{n:02x}:01 type bridge forward_delay 0\n\
-                 addr add 10.244.{n}.1/24 dev br0\n\
-                 addr add fd00:244:{n:x}::1/64 dev br0 nodad\n\
+                 addr add {ipv4}/{ipv4_bits} dev br0\n\
+                 addr add {ipv6}/{ipv6_bits} dev br0 nodad\n\
                  link set br0 up"
             ),
         )?;
         let layout =
             Layout { driver: options.driver, runtime: options.runtime, root: options.cgroup_root };
         let shared = Shared {
-            name: options.name.unwrap_or_else(|| format!("orb8-node-{n}")),
+            name: options.name.unwrap_or_else(|| format!("orb8-node-{number}")),
             number: n,
             testpod,
             cgroup,
@@ -210,13 +226,13 @@ impl Node {
     /// The node's IPv4 address, which is its pods' gateway.
     #[must_use]
     pub fn ipv4(&self) -> Ipv4Addr {
-        self.shared.ipv4(1)
+        self.shared.ipv4(NODE_NUMBER)
     }
 
     /// The node's IPv6 address, which is its pods' gateway.
     #[must_use]
     pub fn ipv6(&self) -> Ipv6Addr {
-        self.shared.ipv6(1)
+        self.shared.ipv6(NODE_NUMBER)
     }
 
     /// The cgroup directory that all directories of the node lie in.
@@ -234,14 +250,14 @@ impl Node {
             bail!("{} reports to an API already", self.name());
         }
         api.apply(node_object(&self.shared))?;
-        let pods: Vec<_> = self.shared.pods().by_host_number.values().cloned().collect();
+        let pods = self.shared.pods().running.clone();
         pods.iter().try_for_each(|pod| self.shared.report(pod, Phase::Running))
     }
 
     /// The running pods as a Kubernetes v1 `PodList`, as `kubectl get pods -A -o json` prints it.
     #[must_use]
     pub fn pod_list(&self) -> Value {
-        pod_list(&self.shared, self.shared.pods().by_host_number.values())
+        pod_list(&self.shared, self.shared.pods().running.iter())
     }
 
     /// Writes [`pod_list`](Self::pod_list) to a file, in one step: a reader sees the old list or the new one.
@@ -262,38 +278,27 @@ impl Shared {
         &self.name
     }
 
-    /// The address with this host number on the node's network; the node itself has 1.
-    pub(crate) fn ipv4(&self, host: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 244, self.number, host)
+    /// The address with this host number on the node's network.
+    pub(crate) fn ipv4(&self, host: u16) -> Ipv4Addr {
+        node_ipv4(self.number, host)
     }
 
     /// As [`ipv4`](Self::ipv4).
-    pub(crate) fn ipv6(&self, host: u8) -> Ipv6Addr {
-        Ipv6Addr::new(0xfd00, 0x244, self.number.into(), 0, 0, 0, 0, host.into())
+    pub(crate) fn ipv6(&self, host: u16) -> Ipv6Addr {
+        node_ipv6(self.number, host)
     }
 
-    /// Gives the pod a host number and puts it on the list. Numbers go round, so that one is reused as late as can be.
+    /// Gives the pod a host number, unless it is on the node's own network, and puts it on the list.
     pub(crate) fn admit(
         &self,
-        wanted: Option<u8>,
-        build: impl FnOnce(u8) -> Result<Identity>,
+        spec: PodSpec,
+        build: impl FnOnce(PodSpec, Option<u16>) -> Result<Identity>,
     ) -> Result<Arc<Identity>> {
         let mut pods = self.pods();
-        let host = match wanted {
-            Some(host @ 2..=254) if !pods.by_host_number.contains_key(&host) => host,
-            Some(host) => bail!("host number {host} is in use or not within 2..=254"),
-            None => {
-                let last = pods.last_host_number.max(1);
-                (last..=254)
-                    .skip(1)
-                    .chain(2..=last)
-                    .find(|host| !pods.by_host_number.contains_key(host))
-                    .context("a node has room for 253 pods")?
-            }
-        };
-        let identity = Arc::new(build(host)?);
-        pods.last_host_number = host;
-        pods.by_host_number.insert(host, Arc::clone(&identity));
+        let host = if spec.host_network { None } else { Some(pods.free_host(spec.host_number)?) };
+        let identity = Arc::new(build(spec, host)?);
+        pods.last_host_number = host.unwrap_or(pods.last_host_number);
+        pods.running.push(Arc::clone(&identity));
         Ok(identity)
     }
 
@@ -310,13 +315,41 @@ impl Shared {
     }
 
     /// Takes a pod off the list.
-    pub(crate) fn dismiss(&self, host: u8) {
-        self.pods().by_host_number.remove(&host);
+    pub(crate) fn dismiss(&self, pod: &Identity) {
+        self.pods().running.retain(|running| running.uid != pod.uid);
     }
 
     fn pods(&self) -> MutexGuard<'_, Pods> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Pods {
+    /// The wanted number, or else the one that was free for longest, as numbers go round.
+    fn free_host(&self, wanted: Option<u16>) -> Result<u16> {
+        let taken: BTreeSet<u16> = self.running.iter().filter_map(|pod| pod.host_number).collect();
+        match wanted {
+            Some(host) if HOST_NUMBERS.contains(&host) && !taken.contains(&host) => Ok(host),
+            Some(host) => bail!("host number {host} is in use or not within {HOST_NUMBERS:?}"),
+            None => {
+                let after = HOST_NUMBERS.filter(|host| *host > self.last_host_number);
+                let before = HOST_NUMBERS.filter(|host| *host <= self.last_host_number);
+                let free = after.chain(before).find(|host| !taken.contains(host));
+                free.with_context(|| format!("host numbers {HOST_NUMBERS:?} are all in use"))
+            }
+        }
+    }
+}
+
+/// Within 10.244.0.0/16.
+fn node_ipv4(node: u8, host: u16) -> Ipv4Addr {
+    let network = u32::from(Ipv4Addr::new(10, 244, 0, 0)) + (u32::from(node) << 10);
+    Ipv4Addr::from(network + u32::from(host))
+}
+
+/// Within fd00:244::/32.
+fn node_ipv6(node: u8, host: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x244, node.into(), 0, 0, 0, 0, host)
 }
 
 impl Drop for Shared {

@@ -1,4 +1,4 @@
-//! A pod: a network namespace behind a veth pair, and the cgroups of its containers.
+//! A pod: the cgroups of its containers, and a network namespace behind a veth pair unless it shares the node's.
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use crate::cgroup::{self, Layout, Runtime};
 use crate::link::{LinkCounters, await_forwarding};
 use crate::netns::{Netns, new_netns};
-use crate::node::Shared;
+use crate::node::{NODE_NUMBER, PREFIX_LENGTHS, Shared};
 use crate::pod_object::Phase;
 use crate::pod_spec::PodSpec;
 use crate::process::Process;
@@ -27,7 +27,8 @@ pub(crate) struct Identity {
     pub(crate) uid: String,
     pub(crate) owner_uid: String,
     pub(crate) runtime: Runtime,
-    pub(crate) host_number: u8,
+    /// Its place in the node's network; none on the node's own.
+    pub(crate) host_number: Option<u16>,
     pub(crate) ipv4: Ipv4Addr,
     pub(crate) ipv6: Ipv6Addr,
     pub(crate) started: SystemTime,
@@ -46,7 +47,7 @@ pub(crate) struct Container {
 }
 
 impl Identity {
-    fn new(node: &Shared, spec: PodSpec, host_number: u8) -> Result<Self> {
+    fn new(node: &Shared, spec: PodSpec, host_number: Option<u16>) -> Result<Self> {
         let layout = Layout {
             driver: spec.driver.unwrap_or(node.layout.driver),
             runtime: spec.runtime.unwrap_or(node.layout.runtime),
@@ -68,8 +69,8 @@ impl Identity {
             owner_uid: random::uuid()?,
             runtime: layout.runtime,
             host_number,
-            ipv4: node.ipv4(host_number),
-            ipv6: node.ipv6(host_number),
+            ipv4: node.ipv4(host_number.unwrap_or(NODE_NUMBER)),
+            ipv6: node.ipv6(host_number.unwrap_or(NODE_NUMBER)),
             started: SystemTime::now(),
             dir,
             uid,
@@ -86,7 +87,8 @@ pub struct Pod {
     /// The "pause" process, which holds the namespace. `None` before it is started and after the stop.
     sandbox: Option<Process>,
     netns: Netns,
-    veth: String,
+    /// `None` until it is there, and on the node's own network.
+    veth: Option<String>,
     ifindex: u32,
     is_gone: bool,
 }
@@ -96,10 +98,19 @@ impl Pod {
         if spec.containers.is_empty() {
             bail!("pod {}/{} has no container, expected at least one", spec.namespace, spec.name);
         }
-        let wanted = spec.host_number;
-        let identity = node.admit(wanted, |host| Identity::new(&node, spec, host))?;
+        let veth = match (spec.host_network, &spec.veth, spec.host_number) {
+            (true, None, None) => None,
+            (true, ..) => bail!(
+                "pod {}/{} is on the node's network, expected neither a veth nor a host number",
+                spec.namespace,
+                spec.name
+            ),
+            (false, Some(name), _) => Some(name.clone()),
+            (false, None, _) => Some(format!("veth{}", random::hex::<4>()?)),
+        };
+        let identity = node.admit(spec, |spec, host| Identity::new(&node, spec, host))?;
         let mut pod = Self {
-            veth: format!("veth{}", random::hex::<4>()?),
+            veth: None,
             netns: node.netns.clone(),
             sandbox: None,
             ifindex: 0,
@@ -111,7 +122,9 @@ impl Pod {
         pod.node.report(&pod.identity, Phase::Pending)?;
         pod.make_cgroups()?;
         pod.start_sandbox()?;
-        pod.connect()?;
+        if let Some(name) = veth {
+            pod.connect(name)?;
+        }
         pod.node.report(&pod.identity, Phase::Running)?;
         Ok(pod)
     }
@@ -125,35 +138,47 @@ impl Pod {
     }
 
     fn start_sandbox(&mut self) -> Result<()> {
-        let command = new_netns(&self.node.testpod, &self.identity.sandbox.dir)?;
-        let sandbox = Process::start(command, &Program::Hold(Hold::default()))?;
+        let dir = &self.identity.sandbox.dir;
+        let hold = Program::Hold(Hold::default());
+        if self.identity.spec.host_network {
+            fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+            let mut command = self.netns.command();
+            command.arg("--cgroup").arg(dir);
+            self.sandbox = Some(Process::start(command, &hold)?);
+            return Ok(());
+        }
+        let sandbox = Process::start(new_netns(&self.node.testpod, dir)?, &hold)?;
         self.netns = Netns::of(sandbox.pid(), self.node.testpod.clone());
         self.sandbox = Some(sandbox);
         Ok(())
     }
 
-    fn connect(&mut self) -> Result<()> {
-        let (veth, holder) = (&self.veth, self.netns.holder());
+    fn connect(&mut self, name: String) -> Result<()> {
+        let holder = self.netns.holder();
         self.node.netns.ip(
             &[],
-            &format!("link add {veth} master br0 up type veth peer name eth0 netns {holder}"),
+            &format!("link add {name} master br0 up type veth peer name eth0 netns {holder}"),
         )?;
+        // Not before: until here the name may be somebody else's.
+        let veth = self.veth.insert(name);
         self.netns.ip(
             &[],
             &format!(
                 "link set lo up\n\
-                 addr add {}/24 dev eth0\n\
-                 addr add {}/64 dev eth0 nodad\n\
+                 addr add {}/{} dev eth0\n\
+                 addr add {}/{} dev eth0 nodad\n\
                  link set eth0 up\n\
                  route add default via {}\n\
                  route add default via {}",
                 self.identity.ipv4,
+                PREFIX_LENGTHS.0,
                 self.identity.ipv6,
-                self.node.ipv4(1),
-                self.node.ipv6(1)
+                PREFIX_LENGTHS.1,
+                self.node.ipv4(NODE_NUMBER),
+                self.node.ipv6(NODE_NUMBER)
             ),
         )?;
-        self.ifindex = await_forwarding(&self.node.netns, &self.veth)?;
+        self.ifindex = await_forwarding(&self.node.netns, veth)?;
         Ok(())
     }
 
@@ -187,9 +212,11 @@ impl Pod {
     /// What the kernel has counted on the host side of its veth: `rx` is what the pod sent.
     ///
     /// # Errors
-    /// When the node is gone.
+    /// When the node is gone, or the pod is on its network.
     pub fn link_counters(&self) -> Result<LinkCounters> {
-        LinkCounters::read(&self.node.netns, &self.veth)
+        let veth = self.veth.as_deref();
+        let veth = veth.with_context(|| format!("{} has no interface of its own", self.name()))?;
+        LinkCounters::read(&self.node.netns, veth)
     }
 
     /// Kubernetes namespace.
@@ -210,40 +237,40 @@ impl Pod {
         &self.identity.uid
     }
 
-    /// IPv4 address.
+    /// IPv4 address; the node's when it is on the node's network.
     #[must_use]
     pub fn ipv4(&self) -> Ipv4Addr {
         self.identity.ipv4
     }
 
-    /// IPv6 address.
+    /// IPv6 address, as [`ipv4`](Self::ipv4).
     #[must_use]
     pub fn ipv6(&self) -> Ipv6Addr {
         self.identity.ipv6
     }
 
-    /// Name of the host side of its veth, in the node's namespace.
+    /// Name of the host side of its veth, in the node's namespace; empty when it is on the node's network.
     #[must_use]
     pub fn veth(&self) -> &str {
-        &self.veth
+        self.veth.as_deref().unwrap_or_default()
     }
 
-    /// Index of [`veth`](Self::veth) in the node's namespace.
+    /// Index of [`veth`](Self::veth) in the node's namespace; 0 when it is on the node's network.
     #[must_use]
     pub fn ifindex(&self) -> u32 {
         self.ifindex
     }
 
-    /// `/proc/<pid of the sandbox>/ns/net`.
+    /// `/proc/<pid of the sandbox>/ns/net`, or of the node's holder when it is on the node's network.
     #[must_use]
     pub fn netns_path(&self) -> &Path {
         self.netns.path()
     }
 
-    /// The sandbox process, which holds the namespace.
+    /// The sandbox process, which holds the pod's namespace if it has its own.
     #[must_use]
     pub fn sandbox_pid(&self) -> u32 {
-        self.netns.holder()
+        self.sandbox.as_ref().map_or(0, Process::pid)
     }
 
     /// A container's id, 64 hexadecimal characters.
@@ -295,7 +322,9 @@ impl Pod {
         self.node.report(&self.identity, Phase::Terminating { asked })?;
         // Deleted by name, because a namespace takes its links away only some time after its last process. It fails when
         // the node was killed, and the link with it, or when the link was never made.
-        let _ = self.node.netns.ip(&[], &format!("link del {}", self.veth));
+        if let Some(veth) = &self.veth {
+            let _ = self.node.netns.ip(&[], &format!("link del {veth}"));
+        }
         drop(sandbox);
         let ended = Phase::Ended { asked, finished: SystemTime::now() };
         self.leave()?;
@@ -305,7 +334,7 @@ impl Pod {
     }
 
     fn leave(&self) -> Result<()> {
-        self.node.dismiss(self.identity.host_number);
+        self.node.dismiss(&self.identity);
         cgroup::remove(&self.identity.dir)
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::cgroup::Qos;
-use crate::node::Shared;
+use crate::node::{NODE_NUMBER, PREFIX_LENGTHS, Shared};
 use crate::pod::{Container, Identity};
 
 /// How far a pod has come.
@@ -48,7 +48,7 @@ pub(crate) fn pod_object(node: &Shared, pod: &Identity, phase: Phase) -> Value {
     let containers = pod.containers.iter().map(|container| {
         json!({ "name": container.name, "image": IMAGE, "resources": resources(pod.spec.qos) })
     });
-    json!({
+    let mut object = json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": metadata(pod, phase),
@@ -58,7 +58,11 @@ pub(crate) fn pod_object(node: &Shared, pod: &Identity, phase: Phase) -> Value {
             "containers": containers.collect::<Vec<_>>(),
         },
         "status": status(node, pod, phase),
-    })
+    });
+    if pod.spec.host_network {
+        object["spec"]["hostNetwork"] = true.into();
+    }
+    object
 }
 
 fn metadata(pod: &Identity, phase: Phase) -> Value {
@@ -100,8 +104,8 @@ fn status(node: &Shared, pod: &Identity, phase: Phase) -> Value {
             Phase::Ended { .. } => "Failed",
         },
         "qosClass": pod.spec.qos.as_str(),
-        "hostIP": node.ipv4(1),
-        "hostIPs": [{ "ip": node.ipv4(1) }, { "ip": node.ipv6(1) }],
+        "hostIP": node.ipv4(NODE_NUMBER),
+        "hostIPs": [{ "ip": node.ipv4(NODE_NUMBER) }, { "ip": node.ipv6(NODE_NUMBER) }],
         "startTime": started,
         "conditions": [condition("PodScheduled")],
         "containerStatuses": statuses.collect::<Vec<_>>(),
@@ -150,11 +154,17 @@ pub(crate) fn node_object(node: &Shared) -> Value {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": { "name": node.name(), "labels": { "kubernetes.io/hostname": node.name() } },
-        "spec": { "podCIDR": format!("{}/24", node.ipv4(0)) },
+        "spec": {
+            "podCIDR": format!("{}/{}", node.ipv4(0), PREFIX_LENGTHS.0),
+            "podCIDRs": [
+                format!("{}/{}", node.ipv4(0), PREFIX_LENGTHS.0),
+                format!("{}/{}", node.ipv6(0), PREFIX_LENGTHS.1),
+            ],
+        },
         "status": {
             "addresses": [
-                { "type": "InternalIP", "address": node.ipv4(1) },
-                { "type": "InternalIP", "address": node.ipv6(1) },
+                { "type": "InternalIP", "address": node.ipv4(NODE_NUMBER) },
+                { "type": "InternalIP", "address": node.ipv6(NODE_NUMBER) },
                 { "type": "Hostname", "address": node.name() },
             ],
             "conditions": [{ "type": "Ready", "status": "True" }],

@@ -32,8 +32,12 @@ pub struct PodSpec {
     pub driver: Option<CgroupDriver>,
     /// Container runtime, when not the node's.
     pub runtime: Option<Runtime>,
-    /// The last part of its addresses, 2 to 254: for tests of reused addresses. Otherwise the node chooses.
-    pub host_number: Option<u8>,
+    /// Its place in the node's network, 2 to 1022: for tests of reused addresses. Otherwise the node chooses.
+    pub host_number: Option<u16>,
+    /// Name of the host side of its veth: for tests of reused names. Otherwise a random one.
+    pub veth: Option<String>,
+    /// Whether its containers share the node's network namespace and addresses; it has no veth then.
+    pub host_network: bool,
 }
 
 impl PodSpec {
@@ -50,6 +54,8 @@ impl PodSpec {
             driver: None,
             runtime: None,
             host_number: None,
+            veth: None,
+            host_network: false,
         }
     }
 
@@ -78,6 +84,13 @@ impl PodSpec {
     #[must_use]
     pub fn owner(mut self, kind: &str, name: &str) -> Self {
         self.owner = Some(Owner { kind: kind.to_owned(), name: name.to_owned() });
+        self
+    }
+
+    /// On the node's own network.
+    #[must_use]
+    pub fn host_network(mut self) -> Self {
+        self.host_network = true;
         self
     }
 

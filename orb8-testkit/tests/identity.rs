@@ -99,11 +99,60 @@ fn addresses_go_round_and_a_wanted_one_is_given() {
     assert_ne!(next.ipv4(), address, "the last one to be reused");
 
     let wanted = |host| PodSpec { host_number: Some(host), ..PodSpec::new("a", "again") };
-    let again = node.start_pod(wanted(address.octets()[3])).unwrap();
+    let again = node.start_pod(wanted(address.octets()[3].into())).unwrap();
     assert_eq!(again.ipv4(), address);
-    let taken = node.start_pod(wanted(address.octets()[3])).unwrap_err().to_string();
+    let taken = node.start_pod(wanted(address.octets()[3].into())).unwrap_err().to_string();
     assert!(taken.contains("in use"), "{taken}");
     assert!(node.start_pod(wanted(1)).is_err(), "the gateway's");
+    assert!(node.start_pod(wanted(1023)).is_err(), "the broadcast address");
+}
+
+#[test]
+fn a_pod_on_the_nodes_network_has_its_own_cgroups_and_the_nodes_addresses() {
+    let node = Node::start(NodeOptions::default()).unwrap();
+    let pod = node.start_pod(PodSpec::new("kube-system", "proxy").host_network()).unwrap();
+    assert_eq!((pod.ipv4(), pod.ipv6()), (node.ipv4(), node.ipv6()));
+    assert_eq!((pod.veth(), pod.ifindex()), ("", 0));
+    assert!(pod.link_counters().is_err());
+    let server = pod.spawn("app", &Program::tcp_sink(node.ipv4(), 0)).unwrap();
+    let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    for (pid, of) in [(server.pid(), pod.container_id("app").unwrap()), (pod.sandbox_pid(), "")] {
+        assert_eq!(namespace(pid), fs::read_link(node.netns_path()).unwrap());
+        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        assert!(cgroup.contains(&format!("/pod{}/", pod.uid())), "{cgroup}");
+        assert!(cgroup.trim().ends_with(of), "{cgroup}");
+    }
+    let list = node.pod_list();
+    let object = &list["items"][0];
+    assert_eq!(object["spec"]["hostNetwork"], true);
+    assert_eq!(object["status"]["podIP"], node.ipv4().to_string());
+    assert_eq!(object["status"]["hostIP"], node.ipv4().to_string());
+
+    let client = node.start_pod(PodSpec::new("shop", "client")).unwrap();
+    let send = Program::tcp_send(server.addr().unwrap(), 1_000);
+    assert_eq!(client.spawn("app", &send).unwrap().wait().unwrap().bytes, 1_000);
+    let cgroup = pod.cgroup_dir("app").unwrap().to_owned();
+    drop(server);
+    pod.stop().unwrap();
+    assert!(!cgroup.exists());
+    assert!(
+        node.start_pod(PodSpec { host_number: Some(5), ..PodSpec::new("a", "b").host_network() })
+            .is_err()
+    );
+}
+
+#[test]
+fn a_name_of_an_interface_is_used_again_at_once() {
+    let node = Node::start(NodeOptions::default()).unwrap();
+    let spec = || PodSpec { veth: Some("vethagain".into()), ..PodSpec::new("a", "again") };
+    let first = node.start_pod(spec()).unwrap();
+    assert!(node.start_pod(spec()).is_err(), "it is taken");
+    assert!(first.link_counters().is_ok(), "and is not taken away");
+    let index = first.ifindex();
+    first.stop().unwrap();
+    let second = node.start_pod(spec()).unwrap();
+    assert_eq!(second.veth(), "vethagain");
+    assert_ne!(second.ifindex(), index);
 }
 
 #[test]
