@@ -73,9 +73,25 @@ pub struct Identity {
     pub qos: Option<Qos>,
     /// What runs the pod, such as `Deployment/web`.
     pub workload: Option<Arc<str>>,
+    /// A process of the node itself: its systemd unit or its cgroup. All else is then empty.
+    pub unit: Arc<str>,
 }
 
 impl Identity {
+    fn of_unit(unit: &str) -> Self {
+        let empty: Arc<str> = Arc::from("");
+        Self {
+            pod_uid: Arc::clone(&empty),
+            namespace: Arc::clone(&empty),
+            pod_name: Arc::clone(&empty),
+            container_id: Arc::clone(&empty),
+            container: empty,
+            qos: None,
+            workload: None,
+            unit: unit.into(),
+        }
+    }
+
     /// Nothing of it is shown by its id.
     fn has_names(&self) -> bool {
         let container =
@@ -117,6 +133,7 @@ const INTERNED_MAX: usize = 16_384;
 pub struct Enricher {
     pods: Arc<dyn PodLookup>,
     interned: HashMap<Key, Interned>,
+    units: HashMap<Arc<str>, Arc<Identity>>,
 }
 
 type Key = (Option<PodUid>, Option<ContainerId>);
@@ -130,7 +147,7 @@ impl Enricher {
     /// An enricher that asks `pods` for names.
     #[must_use]
     pub fn new(pods: Arc<dyn PodLookup>) -> Self {
-        Self { pods, interned: HashMap::new() }
+        Self { pods, interned: HashMap::new(), units: HashMap::new() }
     }
 
     /// Names the owner of a flow.
@@ -157,9 +174,33 @@ impl Enricher {
         self.attributed(owner, self.pod_uid(owner), by)
     }
 
+    /// Names the owner of a socket in a container's cgroup.
+    pub fn socket_of_container(&mut self, owner: &CgroupIdentity) -> Attribution {
+        self.attributed(owner, self.pod_uid(owner), AttributedBy::SocketCgroup)
+    }
+
+    /// The owner of a socket in a cgroup of the node itself.
+    pub fn socket_of_unit(&mut self, unit: &str) -> Attribution {
+        if self.units.len() >= INTERNED_MAX {
+            self.units.retain(|_, identity| Arc::strong_count(identity) > 1);
+        }
+        if self.units.len() >= INTERNED_MAX {
+            self.units.clear();
+        }
+        let identity = match self.units.get(unit) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let identity = Arc::new(Identity::of_unit(unit));
+                self.units.insert(Arc::clone(&identity.unit), Arc::clone(&identity));
+                identity
+            }
+        };
+        Attribution { identity: Some(identity), by: AttributedBy::SocketCgroup }
+    }
+
     /// The same owner with the names that have become known since, if any have.
     pub fn named_by_now(&mut self, identity: &Arc<Identity>) -> Option<Arc<Identity>> {
-        if identity.has_names() {
+        if identity.has_names() || !identity.unit.is_empty() {
             return None;
         }
         let (pod_uid, container_id) =
@@ -251,6 +292,7 @@ impl Enricher {
             container_id: owner.container_id.map_or(empty, |id| id.to_string().into()),
             qos: pod.as_ref().and_then(|pod| pod.qos).or(owner.qos),
             workload: pod.and_then(|pod| pod.workload()).map(Into::into),
+            unit: Arc::from(""),
         }
     }
 }
@@ -421,6 +463,23 @@ mod tests {
         let most = (0..INTERNED_MAX + 10).map(|n| ask(&format!("{n:064x}")).1).max();
         assert_eq!(most, Some(INTERNED_MAX));
         assert!(Arc::ptr_eq(&first, &ask(&id("a")).0), "an identity in use was dropped");
+    }
+
+    #[test]
+    fn a_unit_is_an_owner_of_its_own_that_no_pod_name_replaces() {
+        let mut enricher = enricher();
+        let found = enricher.socket_of_unit("sshd.service");
+        assert_eq!(found.by, AttributedBy::SocketCgroup);
+        let identity = found.identity.unwrap();
+        assert_eq!((&*identity.unit, &*identity.pod_name), ("sshd.service", ""));
+        assert!(Arc::ptr_eq(&identity, &enricher.socket_of_unit("sshd.service").identity.unwrap()));
+        assert_eq!(enricher.named_by_now(&identity), None);
+        let most = (0..INTERNED_MAX + 10).map(|n| {
+            enricher.socket_of_unit(&format!("run-{n}.scope"));
+            enricher.units.len()
+        });
+        assert_eq!(most.max(), Some(INTERNED_MAX));
+        assert!(Arc::ptr_eq(&identity, &enricher.socket_of_unit("sshd.service").identity.unwrap()));
     }
 
     #[test]

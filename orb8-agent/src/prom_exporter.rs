@@ -96,6 +96,7 @@ impl Collector for Scrape {
 fn each_direction(pod: &PodTotals) -> [(Vec<(&'static str, String)>, Counts); 2] {
     let labels = |direction: &str| {
         let owner = match pod.by {
+            _ if pod.is_processes => "process",
             AttributedBy::Host => "node",
             AttributedBy::None => "unknown",
             _ => "pod",

@@ -21,6 +21,8 @@ const TOMBSTONE: Duration = Duration::from_secs(60);
 /// An id that a walk did not find causes no other walk for this long. Without it, packets of one
 /// socket whose cgroup is gone would keep the walks going.
 const UNKNOWN: Duration = Duration::from_secs(10);
+/// A list of all cgroups may be this old.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(2);
 /// More unknown ids than this are forgotten, which costs walks and nothing else.
 const UNKNOWN_MAX: usize = 4_096;
 
@@ -56,6 +58,14 @@ impl CgroupMount {
             let below = if mount.root == "/" { 0 } else { below };
             (below, usize::MAX - above, mount.mount_point.components().count())
         })
+    }
+
+    /// The directory of a cgroup; None where this mount does not show it.
+    #[must_use]
+    pub fn directory(&self, path: &str) -> Option<PathBuf> {
+        let below = path.strip_prefix(self.root.trim_end_matches('/'))?;
+        let below = below.strip_prefix('/').or_else(|| below.is_empty().then_some(""))?;
+        Some(self.mount_point.join(below))
     }
 
     /// The path of a directory below the mount point, as `/proc/<pid>/cgroup` shows it.
@@ -162,6 +172,14 @@ impl CgroupTree {
             }
         }
         Some(self.known.get(&cgroup_id)?.cgroup.clone())
+    }
+
+    /// Walks the tree, unless that was done a moment ago.
+    pub fn refresh(&mut self, now: Instant) {
+        let recent = |walked| now.saturating_duration_since(walked) < REFRESH_INTERVAL;
+        if !self.walked.is_some_and(recent) {
+            self.walk(now);
+        }
     }
 
     fn may_walk(&self, cgroup_id: u64, now: Instant) -> bool {
@@ -302,6 +320,46 @@ mod tests {
         let root = fs::metadata(dir.path()).unwrap().ino();
         let found = tree.identify(root, Instant::now()).unwrap();
         assert_eq!((&*found.path, found.identity), ("/", None));
+    }
+
+    #[test]
+    fn the_directory_of_a_path_is_below_the_mount_that_shows_it() {
+        let mount = |root: &str| CgroupMount { mount_point: "/m".into(), root: root.into() };
+        for (root, path, dir) in [
+            ("/", "/", Some("/m")),
+            ("/", "/a/b", Some("/m/a/b")),
+            ("/sub", "/sub", Some("/m")),
+            ("/sub", "/sub/a", Some("/m/a")),
+            ("/../..", "/../../a", Some("/m/a")),
+            ("/sub", "/subway", None),
+            ("/sub", "/other", None),
+        ] {
+            assert_eq!(mount(root).directory(path).as_deref(), dir.map(Path::new), "{root} {path}");
+        }
+    }
+
+    #[test]
+    fn every_cgroup_that_exists_is_listed() {
+        let (dir, mut tree) = tree("/");
+        let start = Instant::now();
+        let (a, b) = (make(dir.path(), "a"), make(dir.path(), "a/b"));
+        let root = fs::metadata(dir.path()).unwrap().ino();
+        let list = |tree: &CgroupTree| {
+            let mut ids = Vec::new();
+            tree.for_each(|id, _| ids.push(id));
+            ids.sort_unstable();
+            ids
+        };
+        tree.refresh(start);
+        let mut all = [root, a, b];
+        all.sort_unstable();
+        assert_eq!(list(&tree), all);
+        fs::remove_dir(dir.path().join("a/b")).unwrap();
+        tree.refresh(start + REFRESH_INTERVAL / 2);
+        assert_eq!(list(&tree).len(), 3, "it was walked a moment ago");
+        tree.refresh(start + REFRESH_INTERVAL);
+        assert_eq!(list(&tree).len(), 2);
+        assert!(tree.identify(b, start + REFRESH_INTERVAL).is_some(), "records of it come late");
     }
 
     #[test]

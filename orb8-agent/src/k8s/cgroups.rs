@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     births::{Births, Change},
-    cgroup_tree::{CgroupTree, FoundCgroup},
+    cgroup_tree::{CgroupMount, CgroupTree, FoundCgroup},
 };
 use crate::ledger::Ledger;
 
@@ -116,6 +116,21 @@ impl Cgroups {
             self.changed.send_modify(|generation| *generation += 1);
         }
         found
+    }
+
+    /// Where the hierarchy is mounted, if it is.
+    #[must_use]
+    pub fn mount(&self) -> Option<CgroupMount> {
+        self.lock().tree.as_ref().map(|tree| tree.mount().clone())
+    }
+
+    /// Takes what the kernel has told or, where it does not tell, walks the tree now and then.
+    pub fn refresh(&self, now: Instant) {
+        self.update(now);
+        let mut inner = self.lock();
+        if let Inner { tree: Some(tree), births: None, .. } = &mut *inner {
+            tree.refresh(now);
+        }
     }
 
     /// Calls `visit` with every cgroup that exists.

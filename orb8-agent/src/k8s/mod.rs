@@ -17,6 +17,7 @@ pub mod peers;
 pub mod pod_metadata;
 pub mod pods;
 pub mod store;
+pub mod unit;
 pub mod watcher;
 mod workload;
 

@@ -19,7 +19,7 @@ pub mod links;
 pub mod netns;
 mod routes;
 #[cfg(test)]
-mod scratch;
+pub(crate) mod scratch;
 pub mod tc;
 pub mod watch;
 

@@ -3,10 +3,11 @@
 #![expect(unsafe_code, reason = "bpf(2) is called with raw pointers, in `map`")]
 
 pub mod btf;
+mod cgroup_skb;
 mod classifier;
 pub mod map;
 
-use std::{io, os::fd::AsFd};
+use std::{io, os::fd::AsFd, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
@@ -14,6 +15,7 @@ use aya::{
     programs::{ProgramError, RawTracePoint, SchedClassifier, TestRun as _, TestRunOptions},
 };
 
+pub use cgroup_skb::CgroupAttachment;
 pub use classifier::{Attachment, Hook, How};
 pub use map::RawMap;
 
@@ -50,10 +52,21 @@ pub enum LoadError {
         /// The kernel's answer.
         error: io::Error,
     },
+    /// A cgroup's directory cannot be opened.
+    #[error("cgroup {}: {error}", .dir.display())]
+    Cgroup {
+        /// The directory.
+        dir: PathBuf,
+        /// The kernel's answer.
+        error: io::Error,
+    },
     /// The object lacks something that the agent needs: they are of different builds.
     #[error("the probe object has no {0}: agent and probes are of different builds")]
     Absent(String),
 }
+
+/// The shortest packet that test runs take: an Ethernet header.
+const EMPTY_PACKET: [u8; 14] = [0; 14];
 
 /// A loaded object.
 pub struct Object {
@@ -130,10 +143,8 @@ impl Object {
 
     /// Runs the classifier `name` once on an empty packet (`BPF_PROG_TEST_RUN`).
     pub fn run(&mut self, name: &str) -> Result<(), LoadError> {
-        // The shortest packet that the kernel takes: an Ethernet header.
-        const PACKET: [u8; 14] = [0; 14];
         let mut options = TestRunOptions::new();
-        options.data_in = Some(&PACKET);
+        options.data_in = Some(&EMPTY_PACKET);
         let run = self.classifier(name)?.test_run(options);
         run.map(drop).map_err(|error| LoadError::Program { name: name.into(), error })
     }

@@ -13,7 +13,9 @@ pub(crate) static COLUMNS: &[Column<NetworkFlow>] = &[
     column("timestamp_ns", "TIME", Place::Everywhere, 12, |flow| Value::TimeNs(flow.timestamp_ns)),
     column("node", "NODE", Place::Wide, 12, |flow| Value::text(&flow.node)),
     column("namespace", "NAMESPACE", Place::Everywhere, 12, |flow| Value::text(&flow.namespace)),
-    column("pod", "POD", Place::People, 24, |flow| owner(&flow.pod_name, flow.attributed_by())),
+    column("pod", "POD", Place::People, 24, |flow| {
+        owner(&flow.pod_name, &flow.unit, flow.attributed_by())
+    }),
     column("pod_name", "POD-NAME", Place::Data, 24, |flow| Value::text(&flow.pod_name)),
     column("container", "CONTAINER", Place::Wide, 16, |flow| Value::text(&flow.container)),
     column("attributed_by", "ATTRIBUTED-BY", Place::Wide, 13, |flow| {
@@ -62,6 +64,7 @@ pub(crate) static COLUMNS: &[Column<NetworkFlow>] = &[
     column("fragment", "FRAGMENT", Place::Data, 8, |flow| Value::Flag(flow.fragment)),
     column("malformed", "MALFORMED", Place::Data, 9, |flow| Value::Flag(flow.malformed)),
     column("pod_uid", "POD-UID", Place::Data, 36, |flow| Value::text(&flow.pod_uid)),
+    column("unit", "UNIT", Place::Data, 24, |flow| Value::text(&flow.unit)),
     column("container_id", "CONTAINER-ID", Place::Data, 64, |flow| Value::text(&flow.container_id)),
 ];
 
@@ -75,10 +78,11 @@ const fn column(
     Column { name, header, place, width, get }
 }
 
-/// The pod's name, or who it is instead. Angle brackets cannot occur in a pod's name.
-pub(super) fn owner(pod_name: &str, by: AttributedBy) -> Value<'_> {
+/// The pod's name, or who it is instead. Colons and angle brackets cannot occur in a pod's name.
+pub(super) fn owner<'a>(pod_name: &'a str, unit: &str, by: AttributedBy) -> Value<'a> {
     match by {
         _ if !pod_name.is_empty() => Value::text(pod_name),
+        _ if !unit.is_empty() => Value::owned(format!("host:{unit}")),
         AttributedBy::Host => Value::text("<host>"),
         _ => Value::text("<unknown>"),
     }
@@ -217,6 +221,8 @@ mod tests {
         };
         assert_eq!(cell(AttributedBy::Host), "POD\n<host>\n");
         assert_eq!(cell(AttributedBy::None), "POD\n<unknown>\n");
+        let unit = NetworkFlow { pod_name: String::new(), unit: "sshd.service".into(), ..flow() };
+        assert_eq!(written(Format::Table, &["pod"], &[unit]), "POD\nhost:sshd.service\n");
     }
 
     #[test]

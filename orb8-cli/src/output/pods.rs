@@ -12,7 +12,7 @@ use super::{
 pub(crate) static COLUMNS: &[Column<PodTraffic>] = &[
     column("node", "NODE", Place::Wide, |pod| Value::text(&pod.node)),
     column("namespace", "NAMESPACE", Place::Everywhere, |pod| Value::text(&pod.namespace)),
-    column("pod", "POD", Place::People, |pod| owner(&pod.pod_name, pod.attributed_by())),
+    column("pod", "POD", Place::People, |pod| owner(&pod.pod_name, &pod.unit, pod.attributed_by())),
     column("pod_name", "POD-NAME", Place::Data, |pod| Value::text(&pod.pod_name)),
     column("ingress_bytes", "BYTES-IN", Place::Everywhere, |pod| Value::Bytes(pod.ingress_bytes)),
     column("egress_bytes", "BYTES-OUT", Place::Everywhere, |pod| Value::Bytes(pod.egress_bytes)),
@@ -35,6 +35,7 @@ pub(crate) static COLUMNS: &[Column<PodTraffic>] = &[
     column("interfaces", "INTERFACES", Place::Wide, |pod| {
         Value::List(pod.interfaces.iter().map(|name| Value::text(name)).collect())
     }),
+    column("unit", "UNIT", Place::Data, |pod| Value::text(&pod.unit)),
     column("pod_uid", "POD-UID", Place::Data, |pod| Value::text(&pod.pod_uid)),
 ];
 

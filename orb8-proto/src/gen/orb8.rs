@@ -59,7 +59,8 @@ pub struct NetworkFlow {
     pub src_ip: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
     pub dst_ip: ::prost::alloc::string::String,
-    /// L2 length as the interface counts it
+    /// L2 length as the interface counts it. On the interface "host-sockets", where packets are counted
+    /// at the sockets of the node itself, it is the L3 length: without a link header.
     #[prost(uint64, tag = "5")]
     pub bytes: u64,
     /// last packet covered by the record
@@ -81,6 +82,7 @@ pub struct NetworkFlow {
     pub packets: u64,
     #[prost(enumeration = "AttributedBy", tag = "13")]
     pub attributed_by: i32,
+    /// "host-sockets": not on an interface, but at sockets of the node itself
     #[prost(string, tag = "14")]
     pub interface: ::prost::alloc::string::String,
     #[prost(string, tag = "15")]
@@ -126,6 +128,9 @@ pub struct NetworkFlow {
     /// what runs the owner, e.g. "Deployment/web"
     #[prost(string, tag = "31")]
     pub workload: ::prost::alloc::string::String,
+    /// systemd unit or cgroup path of a process of the node itself
+    #[prost(string, tag = "32")]
+    pub unit: ::prost::alloc::string::String,
 }
 /// One end of a flow, by what is known of its address at the time of the record.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -171,7 +176,9 @@ pub struct PodResponse {
     #[prost(message, optional, tag = "2")]
     pub coverage: ::core::option::Option<Coverage>,
 }
-/// Totals of one pod, of the node itself, or of what nobody owns.
+/// Totals of one pod, of one unit of the node's own processes, of what else the node's interfaces see,
+/// or of what nobody owns. What a pod on the host network or a unit sends is counted at its sockets; an
+/// interface of the node that sees it too counts it as the node's.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PodTraffic {
     #[prost(string, tag = "1")]
@@ -206,6 +213,9 @@ pub struct PodTraffic {
     /// included above, without flow detail
     #[prost(uint64, tag = "14")]
     pub overflow_packets: u64,
+    /// systemd unit or cgroup path of a process of the node itself
+    #[prost(string, tag = "15")]
+    pub unit: ::prost::alloc::string::String,
     /// what runs the pod, e.g. "Deployment/web"
     #[prost(string, tag = "16")]
     pub workload: ::prost::alloc::string::String,
@@ -479,7 +489,7 @@ impl Direction {
 #[repr(i32)]
 pub enum AttributedBy {
     Unspecified = 0,
-    /// The cgroup of the socket that sent the packets.
+    /// The cgroup of the socket that sent the packets, or received them.
     SocketCgroup = 1,
     /// The network namespace behind the veth on which the packets were seen.
     Veth = 2,

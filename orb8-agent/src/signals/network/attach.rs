@@ -58,7 +58,7 @@ impl Task {
         self.reconcile().await;
     }
 
-    fn begin_retiring(&mut self, index: u32) {
+    pub(super) fn begin_retiring(&mut self, index: u32) {
         if let Some(serial) = self.interfaces.serial(index)
             && !self.retiring.contains(&serial)
         {
@@ -213,7 +213,11 @@ impl Task {
                  named; waiting for one"
                     .into(),
             ),
-            (_, None) => self.context.cgroups.missing().map_or(State::Active, State::Degraded),
+            (_, None) => {
+                let cgroups = self.context.cgroups.missing();
+                let missing = cgroups.or_else(|| self.host_sockets.shortcoming());
+                missing.map_or(State::Active, State::Degraded)
+            }
             (_, Some((name, why))) => State::Degraded(format!(
                 "{} of {} interfaces are not traced, such as {name}: {why}",
                 refused.len(),

@@ -7,7 +7,7 @@ use orb8_proto::{Event, FlowState, event};
 
 use super::{
     NAME,
-    interfaces::{Serial, Side},
+    interfaces::{Serial, Side, Sockets, WAIT_FOR_OWNER},
     maps::is_zero,
     pods::Traffic,
     record,
@@ -43,7 +43,7 @@ impl Task {
             self.note_sender(key, now);
         }
         for key in touched {
-            let settled = self.interfaces.get(key.serial()).is_none_or(|i| i.is_settled(now));
+            let settled = self.is_settled(&key, now);
             if settled || last == Last::Everybody {
                 self.attribute(&key, now);
                 self.name_peer(&key);
@@ -72,6 +72,18 @@ impl Task {
             let sender = self.context.cgroups.identify(cgroup_id, now).and_then(|c| c.identity);
             interface.sender = sender.filter(|sender| sender.pod_uid.is_some());
         }
+    }
+
+    /// Whether a flow may be given to an owner now, or better waits for one to be known.
+    fn is_settled(&mut self, key: &FlowKey, now: Instant) -> bool {
+        let Some(interface) = self.interfaces.get(key.serial()) else { return true };
+        if !matches!(interface.sockets, Some(Sockets::Unlisted)) {
+            return interface.is_settled(now);
+        }
+        let Some(flow) = self.table.get(key) else { return true };
+        let waited_ns = self.clock.now_ns().saturating_sub(flow.first_ns);
+        u128::from(waited_ns) > WAIT_FOR_OWNER.as_nanos()
+            || self.context.cgroups.identify(flow.cgroup_id, now).is_some()
     }
 
     fn give(&mut self, key: &FlowKey, heard: bool, last: Last) {
@@ -142,7 +154,8 @@ impl Task {
     fn attribute(&mut self, key: &FlowKey, now: Instant) {
         let Some(interface) = self.interfaces.get(key.serial()) else { return };
         let Some(flow) = self.table.get(key) else { return };
-        let named = flow.attribution.identity.as_ref().is_some_and(|i| !i.container.is_empty());
+        let identity = flow.attribution.identity.as_ref();
+        let named = identity.is_some_and(|i| !i.container.is_empty() || !i.unit.is_empty());
         if flow.epoch == self.epoch && (named || flow.tries >= CONTAINER_TRIES) {
             return;
         }
@@ -154,17 +167,33 @@ impl Task {
         } else {
             self.table.get(&key.reverse()).map_or(0, |answer| answer.cgroup_id)
         };
-        let sender = match cgroup_id {
-            0 => None,
-            id => self.context.cgroups.identify(id, now).and_then(|cgroup| cgroup.identity),
+        let attribution = match &interface.sockets {
+            Some(Sockets::Of(cgroup)) => {
+                let cgroup = cgroup.clone();
+                self.socket_attribution(flow.cgroup_id, Some(&cgroup))
+            }
+            Some(Sockets::Unlisted) => {
+                let id = flow.cgroup_id;
+                let cgroup = self.context.cgroups.identify(id, now);
+                self.socket_attribution(id, cgroup.as_ref())
+            }
+            None => {
+                // What sockets of the node send is counted there, and here it is the node's.
+                let counted = interface.side == Side::Host && self.host_sockets.counts(cgroup_id);
+                let sender = match cgroup_id {
+                    0 => None,
+                    _ if counted => None,
+                    id => self.context.cgroups.identify(id, now).and_then(|c| c.identity),
+                };
+                self.enricher.attribute(Evidence {
+                    sender_cgroup: sender.as_ref(),
+                    veth_owner: interface.owner.as_ref().or(interface.sender.as_ref()),
+                    local_ip: record::local_address(key.id(), interface.side),
+                    at_unix_ns: self.clock.unix_ns(flow.last_ns),
+                    interface_is_host: interface.side == Side::Host,
+                })
+            }
         };
-        let attribution = self.enricher.attribute(Evidence {
-            sender_cgroup: sender.as_ref(),
-            veth_owner: interface.owner.as_ref().or(interface.sender.as_ref()),
-            local_ip: record::local_address(key.id(), interface.side),
-            at_unix_ns: self.clock.unix_ns(flow.last_ns),
-            interface_is_host: interface.side == Side::Host,
-        });
         if let Some(flow) = self.table.get_mut(key) {
             flow.tries = if flow.epoch == self.epoch { flow.tries + 1 } else { 1 };
             flow.epoch = self.epoch;
@@ -206,6 +235,10 @@ impl Task {
 
     fn interface_attribution(&mut self, serial: Serial) -> Attribution {
         let interface = self.interfaces.get(serial);
+        if let Some(Sockets::Of(cgroup)) = interface.and_then(|i| i.sockets.as_ref()) {
+            let cgroup = cgroup.clone();
+            return self.socket_attribution(0, Some(&cgroup));
+        }
         let local_ip = std::net::Ipv4Addr::UNSPECIFIED.into();
         self.enricher.attribute(Evidence {
             sender_cgroup: None,

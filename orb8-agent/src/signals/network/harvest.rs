@@ -123,14 +123,8 @@ impl Task {
     }
 
     fn take_overflow(&mut self) -> io::Result<()> {
-        let serials: Vec<(Serial, u32)> = self
-            .interfaces
-            .all()
-            .filter(|(_, i)| i.gone.is_none())
-            .map(|(s, i)| (s, i.index))
-            .collect();
-        for (serial, index) in serials {
-            let totals = self.probe.overflow(index)?;
+        for (index, totals) in self.probe.overflows()? {
+            let Some(serial) = self.interfaces.serial(index) else { continue };
             for (at, hook) in [Hook::Ingress, Hook::Egress].into_iter().enumerate() {
                 let Some(interface) = self.interfaces.get_mut(serial) else { continue };
                 let new = minus(&totals[at], &interface.overflow_taken[at]);

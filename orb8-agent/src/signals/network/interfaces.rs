@@ -10,17 +10,21 @@ use orb8_common::network::Counts;
 
 use crate::{
     config::Config,
-    k8s::cgroup::CgroupIdentity,
+    k8s::{cgroup::CgroupIdentity, cgroup_tree::FoundCgroup},
     netlink::links::{Link, LinkCounters},
     probe_loader::Attachment,
 };
 
 /// How long records of a pod's veth wait for the pod to be known. After that they get the best
 /// identity there is.
-const WAIT_FOR_OWNER: Duration = Duration::from_secs(3);
+pub(super) const WAIT_FOR_OWNER: Duration = Duration::from_secs(3);
 
 /// A veth without a pod is looked at again this often at least: a process may have moved in.
 const LONGEST_BETWEEN_LOOKS: Duration = Duration::from_secs(60);
+
+/// What the sockets of the node are called where an interface is named. Not a name that an interface
+/// would be given.
+pub(super) const HOST_SOCKETS_NAME: &str = "host-sockets";
 
 /// Names an interface for the life of the agent; indices are used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,8 +39,18 @@ pub(super) enum Side {
     Host,
 }
 
-/// One interface of this run.
+/// Sockets of the node itself, which are an interface to the rest of the slice.
+pub(super) enum Sockets {
+    /// Those of one cgroup.
+    Of(FoundCgroup),
+    /// Those whose cgroup is not listed. Their flows say which it is.
+    Unlisted,
+}
+
+/// One interface of this run, or the sockets of one cgroup.
 pub(super) struct Interface {
+    /// There is no interface, but these.
+    pub(super) sockets: Option<Sockets>,
     pub(super) name: Arc<str>,
     pub(super) index: u32,
     pub(super) side: Side,
@@ -66,6 +80,7 @@ pub(super) struct Interface {
 impl Interface {
     pub(super) fn new(link: &Link, side: Side, now: Instant) -> Self {
         Self {
+            sockets: None,
             name: link.name.as_str().into(),
             index: link.index,
             side,
@@ -81,6 +96,30 @@ impl Interface {
             totals: [Counts::default(); 2],
             overflow_taken: [Counts::default(); 2],
             kernel_at_attach: link.counters,
+            baseline_is_exact: false,
+            gone: None,
+        }
+    }
+
+    /// Sockets that are counted under a pseudo index.
+    pub(super) fn of_sockets(index: u32, sockets: Sockets, now: Instant) -> Self {
+        Self {
+            sockets: Some(sockets),
+            name: HOST_SOCKETS_NAME.into(),
+            index,
+            side: Side::Host,
+            nsid: None,
+            attachments: None,
+            attached: "",
+            qdisc_is_ours: false,
+            attached_unix_ns: 0,
+            seen_at: now,
+            owner: None,
+            sender: None,
+            look_again_at: now,
+            totals: [Counts::default(); 2],
+            overflow_taken: [Counts::default(); 2],
+            kernel_at_attach: LinkCounters::default(),
             baseline_is_exact: false,
             gone: None,
         }

@@ -1,7 +1,8 @@
 //! The probe's maps as this slice reads them: flows, waiting runs, overflow, losses, clocks.
 
-use std::{collections::HashMap, io};
+use std::{collections::HashMap, io, path::Path};
 
+use aya::programs::ProgramError;
 use orb8_common::{
     drops::Drop,
     network::{
@@ -13,7 +14,7 @@ use orb8_proto::MapStatus;
 
 use crate::{
     config::{Config, TcAttach},
-    probe_loader::{Attachment, Hook, LoadError, Object, RawMap},
+    probe_loader::{Attachment, CgroupAttachment, Hook, LoadError, Object, RawMap},
 };
 
 /// Which flow: the kernel's key in its wide form, with the address family.
@@ -66,6 +67,7 @@ pub(super) struct Probe {
     overflow: RawMap,
     drops: RawMap,
     pulse: RawMap,
+    host_cgroups: RawMap,
 }
 
 impl Probe {
@@ -80,7 +82,8 @@ impl Probe {
         let (last_v4, last_v6) = (object.map("LAST_V4")?, object.map("LAST_V6")?);
         let (overflow, drops) = (object.map("OVERFLOW")?, object.map("DROPS")?);
         let pulse = object.map("PULSE")?;
-        Ok(Self { object, v4, v6, last_v4, last_v6, overflow, drops, pulse })
+        let host_cgroups = object.map("HOST_CGROUPS")?;
+        Ok(Self { object, v4, v6, last_v4, last_v6, overflow, drops, pulse, host_cgroups })
     }
 
     pub(super) const fn object(&mut self) -> &mut Object {
@@ -125,6 +128,32 @@ impl Probe {
             self.object.attach(ingress, interface, Hook::Ingress, how)?,
             self.object.attach(egress, interface, Hook::Egress, how)?,
         ])
+    }
+
+    /// Attaches to all sockets in and below the cgroup of `dir`. True: the kernel tells in which
+    /// network namespace a socket is, and those of other namespaces are left out.
+    pub(super) fn attach_to_sockets(
+        &mut self,
+        dir: &Path,
+    ) -> Result<(CgroupAttachment, bool), LoadError> {
+        let (programs, tells_netns) = match self.object.run_at_socket("orb8_host_netns") {
+            Ok(()) => (["orb8_host_ingress", "orb8_host_egress"], true),
+            // Before Linux 6.15, programs at cgroups may not ask.
+            Err(LoadError::Program { error: ProgramError::LoadError { .. }, .. }) => {
+                (["orb8_host_ingress_listed", "orb8_host_egress_listed"], false)
+            }
+            Err(other) => return Err(other),
+        };
+        Ok((self.object.attach_to_cgroup(programs, dir)?, tells_netns))
+    }
+
+    /// Has the sockets of a cgroup counted under an account.
+    pub(super) fn list_cgroup(&self, id: u64, account: u32) -> io::Result<()> {
+        self.host_cgroups.set(&id, &account)
+    }
+
+    pub(super) fn unlist_cgroup(&self, id: u64) -> io::Result<()> {
+        self.host_cgroups.remove(&id)
     }
 
     /// Every flow's entry, without what waits in the per-CPU slots.
@@ -207,13 +236,17 @@ impl Probe {
         Ok(slots)
     }
 
-    /// Packets without a flow of their own, at both hooks of an interface: ingress, egress.
-    pub(super) fn overflow(&self, index: u32) -> io::Result<[Counts; 2]> {
-        let of = |direction| -> io::Result<Counts> {
-            let key = OverflowKey { ifindex: index, direction };
-            Ok(self.overflow.get(&key)?.unwrap_or_default())
-        };
-        Ok([of(0)?, of(u32::from(key_flags::HOOK_EGRESS))?])
+    /// Packets without a flow of their own, at both hooks of every interface that has any: ingress,
+    /// egress.
+    pub(super) fn overflows(&mut self) -> io::Result<HashMap<u32, [Counts; 2]>> {
+        let mut all: HashMap<u32, [Counts; 2]> = HashMap::new();
+        self.overflow.for_each(|key: OverflowKey, counts: Counts| {
+            if !is_zero(&counts) {
+                let egress = key.direction == u32::from(key_flags::HOOK_EGRESS);
+                all.entry(key.ifindex).or_default()[usize::from(egress)] = counts;
+            }
+        })?;
+        Ok(all)
     }
 
     pub(super) fn forget_overflow(&self, index: u32) -> io::Result<()> {
@@ -255,12 +288,27 @@ impl Probe {
         let v4 = self.v4.count::<FlowKey4, FlowStats>()?;
         let v6 = self.v6.count::<FlowKey6, FlowStats>()?;
         let overflow = self.overflow.count::<OverflowKey, Counts>()?;
-        let maps = [&self.v4, &self.v6, &self.last_v4, &self.last_v6, &self.overflow, &self.drops];
+        let host_cgroups = self.host_cgroups.count::<u64, u32>()?;
+        let maps = [
+            &self.v4,
+            &self.v6,
+            &self.last_v4,
+            &self.last_v6,
+            &self.overflow,
+            &self.drops,
+            &self.host_cgroups,
+        ];
         let memory = maps.iter().map(|map| map.memory()).sum::<u64>() + ring.1;
         let all = vec![
             status("FLOWS_V4", "hash", v4, u64::from(self.v4.max_entries())),
             status("FLOWS_V6", "hash", v6, u64::from(self.v6.max_entries())),
             status("OVERFLOW", "hash", overflow, u64::from(self.overflow.max_entries())),
+            status(
+                "HOST_CGROUPS",
+                "hash",
+                host_cgroups,
+                u64::from(self.host_cgroups.max_entries()),
+            ),
             status("FLOW_EVENTS", "ringbuf", ring.0, ring.1),
         ];
         Ok((all, memory))

@@ -1,4 +1,5 @@
-//! The network slice: flows of every attached interface, counted in the kernel, named here.
+//! The network slice: flows of every attached interface and of the node's own sockets, counted in
+//! the kernel, named here.
 //!
 //! One task owns everything (`task.rs`); others send it a `Command` and get an answer. It reads
 //! totals from maps on a tick and life-cycle events from a ring; either may tell of a packet first,
@@ -10,6 +11,8 @@ mod facing;
 mod filter;
 mod give;
 mod harvest;
+mod host_cgroups;
+mod host_sockets;
 mod interfaces;
 mod maps;
 mod opening;

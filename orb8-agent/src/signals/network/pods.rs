@@ -46,17 +46,19 @@ impl Traffic {
     }
 }
 
-/// Whose traffic: a pod, a container outside Kubernetes, the node, or nobody.
+/// Whose traffic: a pod, a container outside Kubernetes, a unit of the node, what else its interfaces
+/// see, or nobody.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Owner {
+pub(super) enum Owner {
     Named(Arc<str>),
+    Unit(Arc<str>),
     Node,
     Nobody,
 }
 
 impl Owner {
-    fn of(attribution: &Attribution) -> Self {
-        match (&attribution.identity, attribution.by) {
+    pub(super) fn of(identity: Option<&Identity>, by: AttributedBy) -> Self {
+        match (identity, by) {
             (Some(identity), _) => Self::named(identity),
             (None, AttributedBy::Host) => Self::Node,
             (None, _) => Self::Nobody,
@@ -64,6 +66,9 @@ impl Owner {
     }
 
     fn named(identity: &Identity) -> Self {
+        if !identity.unit.is_empty() {
+            return Self::Unit(Arc::clone(&identity.unit));
+        }
         let id =
             if identity.pod_uid.is_empty() { &identity.container_id } else { &identity.pod_uid };
         Self::Named(Arc::clone(id))
@@ -104,6 +109,8 @@ pub struct PodTotals {
     pub workload: Option<Arc<str>>,
     /// How the owner was found.
     pub by: AttributedBy,
+    /// All processes of the node together.
+    pub is_processes: bool,
     /// Received.
     pub ingress: Counts,
     /// Sent.
@@ -113,12 +120,14 @@ pub struct PodTotals {
 /// All accounts.
 pub(super) struct Accounts {
     accounts: HashMap<Owner, Account>,
+    /// Of all units together, closed accounts included.
+    units: Traffic,
     ledger: Ledger,
 }
 
 impl Accounts {
     pub(super) fn new(ledger: Ledger) -> Self {
-        Self { accounts: HashMap::new(), ledger }
+        Self { accounts: HashMap::new(), units: Traffic::default(), ledger }
     }
 
     /// Books traffic of the owner in `attribution`, last seen at `last_ns` since boot.
@@ -129,7 +138,10 @@ impl Accounts {
         last_ns: u64,
         interface: &Arc<str>,
     ) {
-        let owner = Owner::of(attribution);
+        let owner = Owner::of(attribution.identity.as_deref(), attribution.by);
+        if matches!(owner, Owner::Unit(_)) {
+            self.units += traffic;
+        }
         if !self.accounts.contains_key(&owner) && self.accounts.len() >= MOST {
             self.forget_quietest();
         }
@@ -200,9 +212,20 @@ impl Accounts {
         self.accounts.retain(|_, a| a.window.newest().is_some_and(|newest| newest >= oldest));
     }
 
+    /// Units are one: a node may have very many.
     pub(super) fn totals(&self) -> Vec<PodTotals> {
         let empty: Arc<str> = Arc::from("");
-        let totals = self.accounts.values().map(|account| {
+        let processes = PodTotals {
+            namespace: Arc::clone(&empty),
+            pod: Arc::clone(&empty),
+            workload: None,
+            by: AttributedBy::SocketCgroup,
+            is_processes: true,
+            ingress: self.units.ingress,
+            egress: self.units.egress,
+        };
+        let accounts = self.accounts.iter().filter(|(owner, _)| !matches!(owner, Owner::Unit(_)));
+        let totals = accounts.map(|(_, account)| {
             let identity = account.identity.as_ref();
             PodTotals {
                 namespace: identity
@@ -210,11 +233,13 @@ impl Accounts {
                 pod: identity.map_or_else(|| Arc::clone(&empty), |i| Arc::clone(&i.pod_name)),
                 workload: identity.and_then(|i| i.workload.clone()),
                 by: account.by,
+                is_processes: false,
                 ingress: account.total.ingress,
                 egress: account.total.egress,
             }
         });
-        totals.collect()
+        let processes = (self.units != Traffic::default()).then_some(processes);
+        totals.chain(processes).collect()
     }
 }
 
@@ -232,6 +257,7 @@ mod tests {
             container: empty,
             qos: None,
             workload: None,
+            unit: "".into(),
         })
     }
 

@@ -12,7 +12,12 @@ use orb8_proto::{
 };
 use tonic::Status;
 
-use super::{Filter, Snapshot, pods::Account, record, task::Task};
+use super::{
+    Filter, Snapshot,
+    pods::{Account, Owner},
+    record,
+    task::Task,
+};
 use crate::{
     aggregator::{SliceNumber, oldest_kept, slice_of, slice_start_ns},
     netlink::links::Link,
@@ -198,7 +203,7 @@ pub(super) fn pods(task: &Task, query: &PodQuery) -> Result<PodResponse, Status>
     };
     check(task, &filter)?;
     let range = Range::new(task, query.start_time_ns, query.end_time_ns)?;
-    let flows = flows_per_pod(task, &range);
+    let flows = flows_per_owner(task, &range);
     let mut rows: Vec<PodTraffic> = Vec::new();
     for account in task.accounts.iter() {
         let identity = account.identity.as_deref();
@@ -211,7 +216,9 @@ pub(super) fn pods(task: &Task, query: &PodQuery) -> Result<PodResponse, Status>
         }
     }
     let matched = rows.len();
-    rows.sort_by(|a, b| (&a.namespace, &a.pod_name).cmp(&(&b.namespace, &b.pod_name)));
+    rows.sort_by(|a, b| {
+        (&a.namespace, &a.pod_name, &a.unit).cmp(&(&b.namespace, &b.pod_name, &b.unit))
+    });
     match query.sort_by() {
         PodSort::Name => {}
         PodSort::Packets => rows.sort_by_key(|r| Reverse(r.ingress_packets + r.egress_packets)),
@@ -224,21 +231,14 @@ pub(super) fn pods(task: &Task, query: &PodQuery) -> Result<PodResponse, Status>
     Ok(PodResponse { pods: rows, coverage: Some(range.coverage(task, matched)) })
 }
 
-/// Whose flows: the pod's UID, or the attribution's kind where there is no pod.
-type Who = (String, i32);
-
-fn flows_per_pod(task: &Task, range: &Range) -> HashMap<Who, u64> {
+fn flows_per_owner(task: &Task, range: &Range) -> HashMap<Owner, u64> {
     let mut flows = HashMap::new();
     for (_, flow) in task.table.iter() {
         if flow.window.sum(range.from, range.to).is_none() {
             continue;
         }
-        let kind = orb8_proto::AttributedBy::from(flow.attribution.by).into();
-        let who = match flow.attribution.identity.as_deref() {
-            Some(identity) => (identity.pod_uid.to_string(), 0),
-            None => (String::new(), kind),
-        };
-        *flows.entry(who).or_insert(0) += 1;
+        let owner = Owner::of(flow.attribution.identity.as_deref(), flow.attribution.by);
+        *flows.entry(owner).or_insert(0) += 1;
     }
     flows
 }
@@ -247,12 +247,12 @@ fn pod_row(
     task: &Task,
     account: &Account,
     range: &Range,
-    flows: &HashMap<Who, u64>,
+    flows: &HashMap<Owner, u64>,
 ) -> Option<PodTraffic> {
     let sum = account.window.sum(range.from, range.to)?;
     let by = orb8_proto::AttributedBy::from(account.by).into();
     let identity = account.identity.as_deref();
-    let who = identity.map_or((String::new(), by), |i| (i.pod_uid.to_string(), 0));
+    let owner = Owner::of(identity, account.by);
     Some(PodTraffic {
         namespace: identity.map_or_else(String::new, |i| i.namespace.to_string()),
         pod_name: identity.map_or_else(String::new, |i| i.pod_name.to_string()),
@@ -260,7 +260,7 @@ fn pod_row(
         egress_bytes: sum.egress.bytes,
         ingress_packets: sum.ingress.packets,
         egress_packets: sum.egress.packets,
-        flows: flows.get(&who).copied().unwrap_or(0),
+        flows: flows.get(&owner).copied().unwrap_or(0),
         timestamp_ns: task.clock.unix_ns(account.last_ns),
         attributed_by: by,
         pod_uid: identity.map_or_else(String::new, |i| i.pod_uid.to_string()),
@@ -269,6 +269,7 @@ fn pod_row(
         qos_class: identity.and_then(|i| i.qos).map_or("", |q| q.as_str()).into(),
         overflow_packets: sum.overflow_packets,
         workload: identity.and_then(|i| i.workload.as_deref()).unwrap_or_default().into(),
+        unit: identity.map_or_else(String::new, |i| i.unit.to_string()),
     })
 }
 

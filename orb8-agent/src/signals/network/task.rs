@@ -14,6 +14,7 @@ use super::{
     clock::Clock,
     filter::EventFilter,
     give::Last,
+    host_sockets::HostSockets,
     interfaces::{Interfaces, Serial},
     maps::{KernelCounts, Probe},
     peers::Peers,
@@ -86,6 +87,7 @@ pub(super) struct Task {
     pub(super) leftovers: Leftovers,
     pub(super) cgroup_changes: watch::Receiver<u64>,
     pub(super) filter: EventFilter,
+    pub(super) host_sockets: HostSockets,
     pub(super) enricher: Enricher,
     pub(super) peers: Peers,
     /// Counts changes of facts that attributions rest on.
@@ -106,6 +108,7 @@ impl Task {
             Collector::new(probe.object().ring("FLOW_EVENTS")?, context.ledger.clone(), NAME);
         let clock = Clock::new(probe.pulse()?);
         let filter = EventFilter::of(probe.object())?;
+        let host_sockets = HostSockets::start(&mut probe, &context.cgroups);
         let mut task = Self {
             probe,
             events,
@@ -127,6 +130,7 @@ impl Task {
             leftovers: Leftovers::open()?,
             cgroup_changes: context.cgroups.changes(),
             filter,
+            host_sockets,
             enricher: Enricher::new(Arc::clone(&context.pods)),
             peers: Peers::new(
                 &context.config.node_name,
@@ -139,6 +143,7 @@ impl Task {
             ticks: 0,
             context,
         };
+        task.begin_host_sockets();
         task.remove_leftovers().await;
         task.reconcile().await;
         task.resolve_owners().await;
@@ -166,6 +171,7 @@ impl Task {
                 _ = tick.tick() => self.tick().await,
                 _ = drain.tick() => {
                     let read = self.drain();
+                    self.follow_new_cgroups();
                     self.resolve_owners().await;
                     self.flush(Last::Nobody);
                     self.update_filter();
@@ -229,6 +235,7 @@ impl Task {
             self.rename();
         }
         self.peers.tick();
+        self.follow_host_sockets();
         self.settle(Last::Nobody);
         if self.ticks.is_multiple_of(TICKS_PER_CLEANUP) {
             self.clean_up();
@@ -260,6 +267,7 @@ impl Task {
     }
 
     async fn stop(&mut self) {
+        self.host_sockets.detach();
         let attached: Vec<(Serial, u32, bool)> =
             self.interfaces.attached().map(|(s, i)| (s, i.index, i.qdisc_is_ours)).collect();
         for (serial, index, qdisc_is_ours) in attached {

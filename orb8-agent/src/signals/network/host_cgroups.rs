@@ -1,0 +1,471 @@
+//! Which cgroups' sockets are the node's own: those of its processes, and of pods that live in its
+//! network namespace.
+//!
+//! Where the kernel tells in which network namespace a socket is, the list only has to leave out what
+//! is known not to be in ours. Where it does not, the list has to be right: what Kubernetes does not
+//! tell of a cgroup is then seen by its processes.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use rustix::fs::stat;
+
+use crate::{
+    enricher::PodLookup,
+    k8s::{
+        cgroup::CgroupIdentity,
+        cgroup_tree::{CgroupMount, FoundCgroup},
+    },
+};
+
+/// Sockets outlive their cgroup: a connection is closed after its process has ended.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// Processes do not change namespaces for longer than this after they came: a container's first
+/// process enters its cgroup before it enters its pod's namespaces.
+const SETTLED: Duration = Duration::from_secs(1);
+/// A cgroup without processes is looked at again this often at least.
+const LONGEST_BETWEEN_LOOKS: Duration = Duration::from_secs(60);
+/// Cgroups that are looked at in one step: a look reads a few files.
+const LOOKS_PER_STEP: usize = 512;
+/// Processes of a cgroup that are looked at.
+const PIDS_PER_LOOK: usize = 8;
+
+/// What to do about a cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Its sockets are the node's own from now on.
+    List(u64, FoundCgroup),
+    /// They are not, or no longer.
+    Unlist(u64),
+}
+
+/// Every cgroup that there is, and what was decided about it.
+pub(super) struct HostCgroups {
+    known: HashMap<u64, Known>,
+    /// Numbers the steps, to find what a step did not see.
+    step: u64,
+    pods_generation: u64,
+    looks: Option<Looks>,
+}
+
+/// Where processes are looked for, on kernels on which they have to be.
+pub(super) struct Looks {
+    pub(super) mount: CgroupMount,
+    /// Inode of the own network namespace.
+    pub(super) own_netns: u64,
+}
+
+struct Known {
+    cgroup: FoundCgroup,
+    listed: bool,
+    /// When it was missed.
+    gone: Option<Instant>,
+    step: u64,
+    seen: Instant,
+    found: Option<(Found, Instant)>,
+    look_at: Option<Instant>,
+}
+
+/// Where the processes of a cgroup are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// At least one is in our network namespace.
+    Here,
+    /// All that were seen are in others.
+    Elsewhere,
+    /// There is none, or none that we may look at.
+    Nobody,
+}
+
+impl HostCgroups {
+    /// With `looks`, on kernels that do not tell in which network namespace a socket is.
+    pub(super) fn new(looks: Option<Looks>) -> Self {
+        Self { known: HashMap::new(), step: 0, pods_generation: 0, looks }
+    }
+
+    /// Whether the sockets of a cgroup are counted as sockets.
+    pub(super) fn counts(&self, id: u64) -> bool {
+        // What is not known yet is counted all the same where the kernel tells namespaces.
+        self.known.get(&id).map_or(self.looks.is_none(), |known| known.listed)
+    }
+
+    /// Compares with the cgroups that there are now, and says what is to change. Costs a look-up for
+    /// each, and file reads for those that are looked at.
+    pub(super) fn step(
+        &mut self,
+        there: impl IntoIterator<Item = (u64, FoundCgroup)>,
+        pods: &dyn PodLookup,
+        now: Instant,
+    ) -> Vec<Change> {
+        self.step += 1;
+        let mut changes = Vec::new();
+        for (id, cgroup) in there {
+            let step = self.step;
+            let known = self.known.entry(id).or_insert_with(|| Known::new(cgroup, now));
+            known.step = step;
+        }
+        self.follow_removed(now, &mut changes);
+        // Before the answers are asked for: what changes in between is asked for again.
+        let generation = pods.generation();
+        let told = std::mem::replace(&mut self.pods_generation, generation) != generation;
+        let mut looks_left = LOOKS_PER_STEP;
+        for (id, known) in self.known.iter_mut().filter(|(_, known)| known.gone.is_none()) {
+            if !told && known.look_at.is_none_or(|at| now < at) {
+                continue;
+            }
+            let own = match (known.by_pods(pods), &self.looks) {
+                (Some(own), _) => {
+                    known.look_at = None;
+                    own
+                }
+                (None, None) => {
+                    known.look_at = None;
+                    true
+                }
+                (None, Some(looks)) => {
+                    if known.look_at.is_some_and(|at| now >= at) && looks_left > 0 {
+                        looks_left -= 1;
+                        known.note(looks.look(&known.cgroup.path), now);
+                    }
+                    known.is_here(now)
+                }
+            };
+            if own != known.listed {
+                known.listed = own;
+                changes.push(if own {
+                    Change::List(*id, known.cgroup.clone())
+                } else {
+                    Change::Unlist(*id)
+                });
+            }
+        }
+        changes
+    }
+
+    fn follow_removed(&mut self, now: Instant, changes: &mut Vec<Change>) {
+        let step = self.step;
+        self.known.retain(|id, known| {
+            if known.step == step {
+                known.gone = None;
+                return true;
+            }
+            let gone = *known.gone.get_or_insert(now);
+            let stays = known.listed && now.saturating_duration_since(gone) < LINGER;
+            if known.listed && !stays {
+                changes.push(Change::Unlist(*id));
+            }
+            stays
+        });
+    }
+}
+
+impl Known {
+    fn new(cgroup: FoundCgroup, now: Instant) -> Self {
+        Self {
+            cgroup,
+            listed: false,
+            gone: None,
+            step: 0,
+            seen: now,
+            found: None,
+            look_at: Some(now),
+        }
+    }
+
+    /// What is known of its pod, if anything is.
+    fn by_pods(&self, pods: &dyn PodLookup) -> Option<bool> {
+        let CgroupIdentity { pod_uid, container_id, .. } = self.cgroup.identity?;
+        let pod = pod_uid.and_then(|uid| pods.by_uid(&uid));
+        let pod = pod.or_else(|| Some(pods.by_container(&container_id?)?.0));
+        pod.map(|pod| pod.host_network)
+    }
+
+    /// Notes what a look found, and when to look again.
+    fn note(&mut self, found: Found, now: Instant) {
+        let since = match self.found {
+            Some((before, since)) if before == found => since,
+            _ => now,
+        };
+        self.found = Some((found, since));
+        let settled = now.saturating_duration_since(since) >= SETTLED;
+        let age = now.saturating_duration_since(self.seen);
+        self.look_at = match found {
+            // Processes that come later are children of these.
+            Found::Here if settled => None,
+            Found::Elsewhere if settled && self.cgroup.identity.is_some() => None,
+            Found::Here | Found::Elsewhere if !settled => Some(now + SETTLED),
+            _ => Some(now + age.clamp(SETTLED, LONGEST_BETWEEN_LOOKS)),
+        };
+    }
+
+    /// Whether, by its processes, it is ours. A container's have to be seen here for a while.
+    fn is_here(&self, now: Instant) -> bool {
+        match self.found {
+            Some((Found::Here, since)) => {
+                self.cgroup.identity.is_none() || now.saturating_duration_since(since) >= SETTLED
+            }
+            // Sockets may be left of those that were here.
+            Some((Found::Nobody, _)) => self.listed,
+            _ => false,
+        }
+    }
+}
+
+impl Looks {
+    /// Of the calling thread's network namespace.
+    pub(super) fn new(mount: CgroupMount) -> io::Result<Self> {
+        Ok(Self { mount, own_netns: stat("/proc/thread-self/ns/net")?.st_ino })
+    }
+
+    fn look(&self, path: &str) -> Found {
+        let procs = self.mount.directory(path).map(|dir| dir.join("cgroup.procs"));
+        let processes = procs.and_then(|procs| fs::read_to_string(procs).ok()).unwrap_or_default();
+        let mut found = Found::Nobody;
+        // A process of another pid namespace is listed as 0, and cannot be looked at.
+        for pid in processes.lines().filter(|pid| *pid != "0").take(PIDS_PER_LOOK) {
+            match stat(Path::new("/proc").join(pid).join("ns/net")) {
+                Ok(netns) if netns.st_ino == self.own_netns => return Found::Here,
+                Ok(_) => found = Found::Elsewhere,
+                Err(_ended) => {}
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::k8s::{cgroup, pods::PodTable};
+
+    const HOST: &str = "8d5f24b5-3f56-4f60-a7a8-0c2f8b5e6f3a";
+    const PLAIN: &str = "1d5f24b5-3f56-4f60-a7a8-0c2f8b5e6f3a";
+    const UNKNOWN: &str = "2d5f24b5-3f56-4f60-a7a8-0c2f8b5e6f3a";
+
+    fn pods() -> PodTable {
+        let pod = |name: &str, uid: &str, host: bool| {
+            format!(
+                "kind: Pod\nmetadata: {{namespace: shop, name: {name}, uid: {uid}}}\n\
+                 spec: {{hostNetwork: {host}}}\n"
+            )
+        };
+        let text = [pod("host", HOST, true), pod("plain", PLAIN, false)].join("---\n");
+        PodTable::parse(&text).unwrap()
+    }
+
+    fn found(path: &str) -> FoundCgroup {
+        FoundCgroup { path: path.into(), identity: cgroup::parse(path) }
+    }
+
+    fn container(uid: &str) -> FoundCgroup {
+        found(&format!("/kubepods/burstable/pod{uid}/{}", "7".repeat(64)))
+    }
+
+    fn there() -> Vec<(u64, FoundCgroup)> {
+        vec![
+            (1, container(HOST)),
+            (2, container(PLAIN)),
+            (3, container(UNKNOWN)),
+            (4, found("/system.slice/sshd.service")),
+        ]
+    }
+
+    fn listed(changes: &[Change]) -> Vec<u64> {
+        let mut ids: Vec<u64> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::List(id, _) => Some(*id),
+                Change::Unlist(_) => None,
+            })
+            .collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    #[test]
+    fn where_the_kernel_tells_namespaces_all_but_pods_with_their_own_are_listed_at_once() {
+        let mut cgroups = HostCgroups::new(None);
+        let now = Instant::now();
+        assert!(cgroups.counts(2), "nothing is known yet");
+        assert_eq!(listed(&cgroups.step(there(), &pods(), now)), [1, 3, 4]);
+        assert!(cgroups.counts(1) && !cgroups.counts(2));
+        assert_eq!(cgroups.step(there(), &pods(), now + SETTLED), []);
+    }
+
+    /// Pods that become known.
+    struct Later {
+        pods: PodTable,
+        known: bool,
+    }
+
+    impl PodLookup for Later {
+        fn by_uid(&self, uid: &crate::k8s::PodUid) -> Option<Arc<crate::k8s::Pod>> {
+            self.known.then(|| self.pods.by_uid(uid)).flatten()
+        }
+        fn by_container(
+            &self,
+            _: &crate::k8s::ContainerId,
+        ) -> Option<(Arc<crate::k8s::Pod>, Arc<str>)> {
+            None
+        }
+        fn by_ip(&self, _: std::net::IpAddr, _: i64) -> Option<Arc<crate::k8s::Pod>> {
+            None
+        }
+        fn generation(&self) -> u64 {
+            u64::from(self.known)
+        }
+        fn namespaces(&self) -> Vec<Arc<str>> {
+            Vec::new()
+        }
+        fn pods(&self) -> Vec<Arc<crate::k8s::Pod>> {
+            Vec::new()
+        }
+        fn source(&self) -> orb8_proto::PodSource {
+            orb8_proto::PodSource::default()
+        }
+    }
+
+    #[test]
+    fn a_pod_that_turns_out_to_have_its_own_namespace_is_taken_off_the_list() {
+        let mut cgroups = HostCgroups::new(None);
+        let now = Instant::now();
+        let mut pods = Later { pods: pods(), known: false };
+        assert_eq!(listed(&cgroups.step(there(), &pods, now)), [1, 2, 3, 4]);
+        pods.known = true;
+        assert_eq!(cgroups.step(there(), &pods, now + SETTLED), [Change::Unlist(2)]);
+    }
+
+    #[test]
+    fn a_cgroup_that_is_gone_stays_listed_while_its_sockets_may_close() {
+        let mut cgroups = HostCgroups::new(None);
+        let now = Instant::now();
+        cgroups.step(there(), &pods(), now);
+        assert_eq!(cgroups.step([], &pods(), now + SETTLED), []);
+        assert!(cgroups.counts(4));
+        let later = now + SETTLED + LINGER;
+        let mut changes = cgroups.step([], &pods(), later);
+        changes.sort_by_key(|change| format!("{change:?}"));
+        assert_eq!(changes, [1, 3, 4].map(Change::Unlist));
+        assert!(cgroups.known.is_empty());
+    }
+
+    /// A real cgroup with a process of this test in it, or without.
+    struct Dir(std::path::PathBuf, CgroupMount);
+
+    impl Dir {
+        fn new(test: &str) -> Self {
+            let mount = crate::k8s::cgroup_tree::CgroupTree::open().unwrap().mount().clone();
+            let dir = mount.mount_point.join(format!("orb8-test-{test}-{}", std::process::id()));
+            fs::create_dir(&dir).expect("making a cgroup takes root");
+            Self(dir, mount)
+        }
+
+        fn path(&self) -> String {
+            format!("/{}", self.0.file_name().unwrap().to_str().unwrap())
+        }
+
+        fn looks(&self) -> Option<Looks> {
+            Some(Looks::new(self.1.clone()).unwrap())
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let start = Instant::now();
+            while fs::remove_dir(&self.0).is_err() && start.elapsed() < Duration::from_secs(5) {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+
+    fn sleeper(
+        dir: &Dir,
+        netns: Option<&crate::netlink::scratch::Namespace>,
+    ) -> std::process::Child {
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]);
+        if let Some(netns) = netns {
+            command.args(["nsenter", &format!("--net=/proc/{}/ns/net", netns.pid())]);
+        }
+        let child = command.args(["sleep", "60"]).spawn().unwrap();
+        if let Some(netns) = netns {
+            let inode = |pid| stat(format!("/proc/{pid}/ns/net")).map(|s| s.st_ino).ok();
+            let start = Instant::now();
+            while inode(child.id()) != inode(netns.pid()) {
+                assert!(start.elapsed() < Duration::from_secs(10), "nsenter");
+            }
+        }
+        fs::write(dir.0.join("cgroup.procs"), child.id().to_string()).unwrap();
+        child
+    }
+
+    fn end(mut child: std::process::Child) {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn where_the_kernel_does_not_tell_a_cgroup_is_listed_by_its_processes() {
+        let dir = Dir::new("here");
+        let mut cgroups = HostCgroups::new(dir.looks());
+        assert!(!cgroups.counts(1), "nothing is known yet");
+        let there = || [(1, found(&dir.path()))];
+        let start = Instant::now();
+        assert_eq!(cgroups.step(there(), &pods(), start), [], "nobody is in it");
+        let child = sleeper(&dir, None);
+        assert_eq!(cgroups.step(there(), &pods(), start), [], "it is not time to look again");
+        assert_eq!(listed(&cgroups.step(there(), &pods(), start + SETTLED)), [1]);
+        end(child);
+        for seconds in 2..100 {
+            let now = start + Duration::from_secs(seconds);
+            assert_eq!(cgroups.step(there(), &pods(), now), [], "sockets may be left");
+        }
+    }
+
+    #[test]
+    fn where_the_kernel_does_not_tell_processes_of_other_namespaces_are_left_out() {
+        let (dir, netns) = (Dir::new("elsewhere"), crate::netlink::scratch::Namespace::new());
+        let mut cgroups = HostCgroups::new(dir.looks());
+        let there = || [(1, found(&dir.path()))];
+        let start = Instant::now();
+        let child = sleeper(&dir, Some(&netns));
+        for seconds in 0..10 {
+            let now = start + Duration::from_secs(seconds);
+            assert_eq!(cgroups.step(there(), &pods(), now), []);
+        }
+        end(child);
+    }
+
+    #[test]
+    fn where_the_kernel_does_not_tell_an_unknown_container_has_to_stay_here_for_a_while() {
+        let dir = Dir::new("container");
+        let mut cgroups = HostCgroups::new(dir.looks());
+        // By its path it is a container of a pod that nobody knows.
+        let identity = cgroup::parse(&format!("/pod{UNKNOWN}"));
+        let unknown = FoundCgroup { path: dir.path().into(), identity };
+        assert!(unknown.identity.is_some());
+        let there = || [(1, unknown.clone())];
+        let child = sleeper(&dir, None);
+        let start = Instant::now();
+        assert_eq!(cgroups.step(there(), &pods(), start), []);
+        assert_eq!(cgroups.step(there(), &pods(), start + SETTLED / 2), []);
+        assert_eq!(listed(&cgroups.step(there(), &pods(), start + SETTLED)), [1]);
+        end(child);
+    }
+
+    #[test]
+    fn a_step_over_a_full_node_with_nothing_new_is_cheap_and_changes_nothing() {
+        let many = || (0..3_000).map(|id| (id, found(&format!("/system.slice/s{id}.service"))));
+        let mut cgroups = HostCgroups::new(None);
+        let now = Instant::now();
+        assert_eq!(cgroups.step(many(), &pods(), now).len(), 3_000);
+        assert_eq!(cgroups.step(many(), &pods(), now + SETTLED), []);
+    }
+}
