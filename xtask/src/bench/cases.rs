@@ -14,11 +14,30 @@ impl fmt::Display for Family {
     }
 }
 
+/// Where packets are seen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seat {
+    /// On an interface of a pod.
+    Interface,
+    /// At a socket, by this program.
+    Socket(&'static str, Whose),
+}
+
+/// Whose socket it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// The node's own: it is counted.
+    Ours,
+    /// A pod's with a network namespace of its own: it is let alone.
+    Others,
+}
+
 /// One kind of traffic.
 #[derive(Clone, Copy)]
 pub(super) struct Case {
     pub(super) name: &'static str,
     pub(super) family: Family,
+    pub(super) seat: Seat,
     pub(super) flows: u32,
     /// Packets of one flow that come in a row, as a power of two.
     pub(super) in_a_row: u32,
@@ -36,10 +55,11 @@ pub(super) fn all() -> impl Iterator<Item = Case> {
     [Family::Ipv4, Family::Ipv6].into_iter().flat_map(of)
 }
 
-fn of(family: Family) -> [Case; 5] {
+fn of(family: Family) -> [Case; 9] {
     let one = Case {
         name: "one flow",
         family,
+        seat: Seat::Interface,
         flows: 1,
         in_a_row: 0,
         table: 65_536,
@@ -69,7 +89,26 @@ fn of(family: Family) -> [Case; 5] {
         ..hot
     };
     let overflow = Case { name: "100,000 flows, table of 65,536", table: 65_536, ..large };
-    [one, hot, bursts, large, overflow]
+    let socket = |name, program, whose, at_most| Case {
+        name,
+        seat: Seat::Socket(program, whose),
+        aim: None,
+        at_most,
+        ..one
+    };
+    let newer = "orb8_host_ingress";
+    let older = "orb8_host_ingress_listed";
+    [
+        one,
+        hot,
+        bursts,
+        large,
+        overflow,
+        socket("socket of a pod", newer, Whose::Others, 2.0),
+        socket("socket of the node", newer, Whose::Ours, 5.0),
+        socket("socket of a pod, before Linux 6.15", older, Whose::Others, 3.0),
+        socket("socket of the node, before 6.15", older, Whose::Ours, 5.0),
+    ]
 }
 
 /// Bytes of Ethernet, IP, TCP and some payload.

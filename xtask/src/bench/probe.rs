@@ -1,12 +1,12 @@
 //! The network probe, loaded for one case.
 
-use std::time::Duration;
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{self, MapData, PerCpuArray},
-    programs::{SchedClassifier, TestRun, TestRunOptions},
+    programs::{Program, ProgramInfo, TestRun as _, TestRunOptions},
 };
 use orb8_common::{
     Record,
@@ -14,11 +14,20 @@ use orb8_common::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
-use super::cases::{Case, Family};
+use super::cases::{Case, Family, Seat, Whose};
 
 /// Programs that the agent attaches, and those that are measured in their place.
-const PROGRAMS: [&str; 5] =
-    ["orb8_ingress", "orb8_egress", "orb8_ingress_l3", "orb8_egress_l3", "orb8_mix"];
+const PROGRAMS: [&str; 9] = [
+    "orb8_ingress",
+    "orb8_egress",
+    "orb8_ingress_l3",
+    "orb8_egress_l3",
+    "orb8_mix",
+    "orb8_host_ingress",
+    "orb8_host_egress",
+    "orb8_host_ingress_listed",
+    "orb8_host_egress_listed",
+];
 
 const STATS: usize = size_of::<FlowStats>();
 
@@ -39,7 +48,7 @@ pub(super) fn sizes() -> Result<Vec<Size>> {
     PROGRAMS
         .into_iter()
         .map(|program| {
-            let info = program_mut(&mut ebpf, program)?.info()?;
+            let info = program_info(program_mut(&mut ebpf, program)?)?;
             Ok(Size {
                 program,
                 verified: info.verified_instruction_count().unwrap_or_default(),
@@ -73,26 +82,34 @@ impl Probe {
             Family::Ipv6 => (1, case.table),
         };
         let packet = case.family.packet().to_vec();
-        Ok(Self { ebpf: load(v4, v6)?, case: *case, packet, sent: 0 })
+        let mut ebpf = load(v4, v6)?;
+        if let Seat::Socket(_, Whose::Ours) = case.seat {
+            claim_sockets(&mut ebpf)?;
+        }
+        Ok(Self { ebpf, case: *case, packet, sent: 0 })
     }
 
     /// The time on this thread's CPU clock that `packets` packets take, the call included. `first`
     /// is the number of the first packet: equal numbers are equal traffic.
     pub(super) fn time(&mut self, half: Half, first: u32, packets: u32) -> Result<Duration> {
-        let name = match (half, self.case.flows) {
-            (Half::Floor, 1) => "orb8_empty",
-            (Half::Subject, 1) => "orb8_ingress",
-            (Half::Floor, _) => "orb8_mix_empty",
-            (Half::Subject, _) => "orb8_mix",
+        let name = match (half, self.case.seat, self.case.flows) {
+            (Half::Floor, Seat::Socket(..), _) => "orb8_host_empty",
+            (Half::Subject, Seat::Socket(program, _), _) => program,
+            (Half::Floor, Seat::Interface, 1) => "orb8_empty",
+            (Half::Subject, Seat::Interface, 1) => "orb8_ingress",
+            (Half::Floor, Seat::Interface, _) => "orb8_mix_empty",
+            (Half::Subject, Seat::Interface, _) => "orb8_mix",
         };
         let context = context(first, self.case.flows | self.case.in_a_row << 24);
         let program = program_mut(&mut self.ebpf, name)?;
         let mut options = TestRunOptions::new();
         options.data_in = Some(&self.packet);
-        options.ctx_in = Some(&context);
+        if self.case.seat == Seat::Interface {
+            options.ctx_in = Some(&context);
+        }
         options.repeat = packets;
         let before = clock_gettime(ClockId::ThreadCPUTime);
-        program.test_run(options).with_context(|| format!("a test run of {name}"))?;
+        test_run(program, options).with_context(|| format!("a test run of {name}"))?;
         let after = clock_gettime(ClockId::ThreadCPUTime);
         if half == Half::Subject {
             self.sent += u64::from(packets);
@@ -120,6 +137,10 @@ impl Probe {
         let overflow: maps::HashMap<&MapData, [u32; 2], [u64; 3]> =
             self.ebpf.map("OVERFLOW").context("no map OVERFLOW")?.try_into()?;
         let overflow = overflow.get(&OVERFLOW_KEY, 0)?[0];
+        if let Seat::Socket(_, Whose::Others) = self.case.seat {
+            ensure!(counted == 0, "{counted} packets of a socket that is not ours were counted");
+            return Ok(());
+        }
         ensure!(
             counted + overflow == self.sent,
             "{} packets were sent, {counted} counted and {overflow} in the overflow",
@@ -164,17 +185,56 @@ fn load(v4: u32, v6: u32) -> Result<Ebpf> {
         .load(orb8_probes::NETWORK_PROBE?)
         .context("cannot load the network probe (needs root, CAP_BPF at least)")?;
     for (name, program) in ebpf.programs_mut() {
-        let program: &mut SchedClassifier = program.try_into()?;
-        program.load().with_context(|| format!("the kernel refused {name}"))?;
+        let loaded = match program {
+            Program::CgroupSkb(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            _ => bail!("{name} is of no kind that packets go through"),
+        };
+        loaded.with_context(|| format!("the kernel refused {name}"))?;
     }
     let overflow = ebpf.map_mut("OVERFLOW").context("no map OVERFLOW")?;
     maps::HashMap::<_, [u32; 2], [u64; 3]>::try_from(overflow)?.insert(OVERFLOW_KEY, [0; 3], 0)?;
     Ok(ebpf)
 }
 
-fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
-    let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
-    Ok(program.try_into()?)
+fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program> {
+    ebpf.program_mut(name).with_context(|| format!("no program {name}"))
+}
+
+fn test_run(program: &Program, options: TestRunOptions<'_>) -> Result<()> {
+    match program {
+        Program::CgroupSkb(program) => program.test_run(options)?,
+        Program::SchedClassifier(program) => program.test_run(options)?,
+        _ => bail!("{program:?} is of no kind that packets go through"),
+    };
+    Ok(())
+}
+
+fn program_info(program: &Program) -> Result<ProgramInfo> {
+    Ok(match program {
+        Program::CgroupSkb(program) => program.info()?,
+        Program::SchedClassifier(program) => program.info()?,
+        _ => bail!("{program:?} is of no kind that packets go through"),
+    })
+}
+
+/// Makes the socket of a test run one of the node's. It is in this process's cgroup and network
+/// namespace.
+fn claim_sockets(ebpf: &mut Ebpf) -> Result<()> {
+    const ACCOUNT: u32 = 1;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).context("no cgroup2")?;
+    let mount = Path::new(mount.split(' ').nth(4).context("no mount point")?);
+    let own = fs::read_to_string("/proc/self/cgroup")?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).context("no cgroup2")?;
+    let id = fs::metadata(mount.join(own))?.ino();
+    let list = ebpf.map_mut("HOST_CGROUPS").context("no map HOST_CGROUPS")?;
+    maps::HashMap::<_, u64, u32>::try_from(list)?.insert(id, ACCOUNT, 0)?;
+    let packet = [0; 14];
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(&packet);
+    test_run(program_mut(ebpf, "orb8_host_netns")?, options)?;
+    Ok(())
 }
 
 /// A `struct __sk_buff` as a test run takes it: what may be set is set, the rest is zero.

@@ -3,7 +3,11 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::{cases::Case, measure::Cost, probe::Size};
+use super::{
+    cases::{Case, Seat},
+    measure::Cost,
+    probe::Size,
+};
 
 pub(super) fn table(rounds: u32, packets: u32, costs: &[(Case, Cost)], sizes: &[Size]) {
     println!("Nanoseconds per packet over an empty program on the same packets");
@@ -52,6 +56,10 @@ pub(super) fn json(
             json!({
                 "traffic": case.name,
                 "family": case.family.to_string(),
+                "program": match case.seat {
+                    Seat::Interface => "orb8_ingress",
+                    Seat::Socket(program, _) => program,
+                },
                 "flows": case.flows,
                 "packets_in_a_row": 1_u32 << case.in_a_row,
                 "table_entries": case.table,
