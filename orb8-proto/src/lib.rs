@@ -1,6 +1,7 @@
-//! The gRPC protocol of orb8: messages, client and server of `orb8.OrbitService`.
+//! The gRPC protocol of orb8: messages, client and server of `orb8.OrbitService`. In [`cri`], the
+//! one that container runtimes speak.
 //!
-//! Generated from `proto/orb8.proto`, which holds the documentation of every field, and committed,
+//! Generated from the files in `proto`, which hold the documentation of every field, and committed,
 //! so that nobody needs a protobuf compiler to build orb8.
 
 #[expect(
@@ -16,3 +17,16 @@ mod r#gen {
 }
 
 pub use r#gen::*;
+
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code; the documentation is in the proto file"
+)]
+pub mod cri {
+    //! The part of the Container Runtime Interface (`runtime.v1`) that orb8 and its tests use.
+
+    include!("gen/runtime.v1.rs");
+}

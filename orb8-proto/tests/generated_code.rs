@@ -1,28 +1,34 @@
-//! The committed `src/gen/orb8.rs` is what `proto/orb8.proto` generates today.
-//! `cargo xtask codegen` runs this file with `ORB8_CODEGEN=write`, which replaces it.
+//! The committed files in `src/gen` are what those in `proto` generate today.
+//! `cargo xtask codegen` runs this file with `ORB8_CODEGEN=write`, which replaces them.
 
 use std::{fs, path::Path};
 
-fn generate() -> String {
+/// Each proto file, and the file that is generated for its package.
+const FILES: [(&str, &str); 2] = [("orb8.proto", "orb8.rs"), ("cri.proto", "runtime.v1.rs")];
+
+fn generate(proto: &str, generated: &str) -> String {
     let proto_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
-    let descriptors = protox::compile(["orb8.proto"], [&proto_dir]).expect("orb8.proto compiles");
+    let descriptors =
+        protox::compile([proto], [&proto_dir]).unwrap_or_else(|why| panic!("{proto}: {why}"));
     let out = tempfile::tempdir().expect("a temporary directory");
     tonic_prost_build::configure()
         .out_dir(out.path())
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors)
         .expect("code generation");
-    fs::read_to_string(out.path().join("orb8.rs")).expect("generated file")
+    fs::read_to_string(out.path().join(generated)).expect("generated file")
 }
 
 #[test]
 fn generated_code_is_current() {
-    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gen/orb8.rs");
-    let fresh = generate();
-    if std::env::var_os("ORB8_CODEGEN").is_some_and(|v| v == "write") {
-        fs::create_dir_all(committed.parent().unwrap()).unwrap();
-        fs::write(&committed, &fresh).unwrap();
+    for (proto, generated) in FILES {
+        let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gen").join(generated);
+        let fresh = generate(proto, generated);
+        if std::env::var_os("ORB8_CODEGEN").is_some_and(|v| v == "write") {
+            fs::create_dir_all(committed.parent().unwrap()).unwrap();
+            fs::write(&committed, &fresh).unwrap();
+        }
+        let stands = fs::read_to_string(&committed).unwrap_or_default();
+        assert!(stands == fresh, "proto/{proto} changed: run `cargo xtask codegen` and commit");
     }
-    let stands = fs::read_to_string(&committed).unwrap_or_default();
-    assert!(stands == fresh, "proto/orb8.proto changed: run `cargo xtask codegen` and commit");
 }

@@ -94,6 +94,7 @@ pub struct NetworkFlow {
     pub state: i32,
     #[prost(int64, tag = "18")]
     pub first_seen_ns: i64,
+    /// of a container that is in no pod: the first half of its id
     #[prost(string, tag = "19")]
     pub pod_uid: ::prost::alloc::string::String,
     #[prost(string, tag = "20")]
@@ -275,6 +276,9 @@ pub struct StatusResponse {
     pub maps: ::prost::alloc::vec::Vec<MapStatus>,
     #[prost(message, optional, tag = "10")]
     pub pod_source: ::core::option::Option<PodSource>,
+    /// none where the container runtime is not asked
+    #[prost(message, optional, tag = "11")]
+    pub runtime_source: ::core::option::Option<PodSource>,
     #[prost(message, optional, tag = "12")]
     pub peer_source: ::core::option::Option<PodSource>,
 }
@@ -282,8 +286,8 @@ pub struct StatusResponse {
 /// beyond them.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PodSource {
-    /// kubernetes, file, or empty: from nowhere, so that pods have ids only, and peers are named as far
-    /// as they are on this node.
+    /// kubernetes, file; or of a container runtime: containerd, cri-o, docker, podman, cri. Empty: from
+    /// nowhere, so that pods have ids only, and peers are named as far as they are on this node.
     #[prost(string, tag = "1")]
     pub kind: ::prost::alloc::string::String,
     #[prost(enumeration = "PodSourceState", tag = "2")]
@@ -294,7 +298,8 @@ pub struct PodSource {
     /// what is known is this old; 0 while every change is told at once
     #[prost(int64, tag = "4")]
     pub age_ns: i64,
-    /// why it is not current, or what is odd about it
+    /// Why it is not current, or what is odd about it. Of a container runtime that answers: its version
+    /// and socket.
     #[prost(string, tag = "5")]
     pub reason: ::prost::alloc::string::String,
 }
