@@ -1,6 +1,6 @@
 //! Putting the parts together: start, serve, stop.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
 use hyper_util::rt::TokioIo;
 use orb8_proto::Loss;
@@ -15,6 +15,8 @@ use crate::{
         cgroups::Cgroups,
         peers::PeerStore,
         pods::{PodListError, PodTable},
+        runtime::{self, RuntimeChoice, RuntimePods, RuntimeSource},
+        second_opinion::SecondOpinion,
         watcher::{PodWatcher, Timing},
     },
     ledger::Ledger,
@@ -175,16 +177,39 @@ impl Agent {
     }
 }
 
-/// Where names come from. The API may be away: they come when it does.
+/// Where names come from: a list or Kubernetes, and the container runtime. Any of them but the list
+/// may be away: names come when they do.
 fn pod_source(config: &Config, tasks: &Tasks) -> Result<Arc<dyn PodLookup>, StartError> {
-    if let Some(path) = &config.pods {
-        return Ok(Arc::new(PodTable::read(path)?));
-    }
-    let Some(source) = &config.kubernetes else { return Ok(Arc::new(PodTable::default())) };
-    let watcher = PodWatcher::new(source.clone(), &config.node_name, Timing::default());
-    let pods = watcher.pods();
-    tasks.spawn("pods", watcher.run(tasks.token()));
-    Ok(pods)
+    let first: Option<Arc<dyn PodLookup>> = if let Some(path) = &config.pods {
+        Some(Arc::new(PodTable::read(path)?))
+    } else if let Some(source) = &config.kubernetes {
+        let watcher = PodWatcher::new(source.clone(), &config.node_name, Timing::default());
+        let pods = watcher.pods();
+        tasks.spawn("pods", watcher.run(tasks.token()));
+        Some(pods)
+    } else {
+        None
+    };
+    Ok(match (first, runtime(config, tasks)) {
+        (Some(first), Some(runtime)) => Arc::new(SecondOpinion::new(first, runtime)),
+        (Some(first), None) => first,
+        (None, Some(runtime)) => runtime,
+        (None, None) => Arc::new(PodTable::default()),
+    })
+}
+
+/// Whoever gives a list wants no other names, unless they say so.
+fn runtime(config: &Config, tasks: &Tasks) -> Option<Arc<RuntimePods>> {
+    let socket = match &config.runtime {
+        RuntimeChoice::Off => return None,
+        RuntimeChoice::Auto if config.pods.is_some() => return None,
+        RuntimeChoice::Auto => None,
+        RuntimeChoice::Socket(path) => Some(path.clone()),
+    };
+    let source = RuntimeSource::new(socket, Path::new("/"), runtime::Timing::default());
+    let pods = source.pods();
+    tasks.spawn("runtime", source.run(tasks.token()));
+    Some(pods)
 }
 
 /// Where the names of peers beyond this node come from, if anybody wants them.

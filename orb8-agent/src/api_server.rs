@@ -126,6 +126,7 @@ impl OrbitService for Api {
             usage: Some(usage::now(snapshot.map_bytes)),
             maps: snapshot.maps,
             pod_source: Some(self.pods.source()),
+            runtime_source: self.pods.runtime_source(),
             peer_source: self.network.is_some().then_some(snapshot.peer_source),
         }))
     }

@@ -12,7 +12,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::k8s::KubernetesSource;
+use crate::k8s::{KubernetesSource, runtime::RuntimeChoice};
 
 /// gRPC port of the agent.
 pub const DEFAULT_GRPC_PORT: u16 = 9090;
@@ -79,6 +79,10 @@ pub struct RawConfig {
     /// about 1 KB of memory for each, and takes the right to list and watch them [default: node]
     #[arg(long, env = "ORB8_PEERS", value_name = "WHOSE")]
     pub peers: Option<String>,
+    /// Names from the container runtime, beside those of Kubernetes: auto (whichever is found,
+    /// without --pods), off, or the path of its socket [default: auto]
+    #[arg(long, env = "ORB8_RUNTIME", value_name = "SOCKET")]
+    pub runtime: Option<String>,
 }
 
 /// How classifiers are attached.
@@ -127,6 +131,8 @@ pub struct Config {
     pub kubernetes: Option<KubernetesSource>,
     /// Which peers are known by name.
     pub peers: PeerScope,
+    /// The container runtime that names what the others do not.
+    pub runtime: RuntimeChoice,
     /// How often the event ring is drained.
     pub event_interval: Duration,
     /// How often totals are read; the rhythm of trace records.
@@ -194,6 +200,8 @@ impl RawConfig {
             .unwrap_or(DEFAULT_FLOW_TABLE_SIZE),
             kubernetes,
             peers,
+            runtime: or_report(self.runtime.as_deref().map(RuntimeChoice::parse), &mut problems)
+                .unwrap_or_default(),
             pods: self.pods,
             event_interval: Duration::from_millis(100),
             tick: Duration::from_secs(1),
@@ -221,6 +229,7 @@ impl RawConfig {
         fill(&mut self.kubernetes, file.kubernetes);
         fill(&mut self.kubeconfig, file.kubeconfig);
         fill(&mut self.peers, file.peers);
+        fill(&mut self.runtime, file.runtime);
         self.insecure |= file.insecure;
         if self.interfaces.is_empty() {
             self.interfaces = file.interfaces;

@@ -27,6 +27,10 @@ pub trait PodLookup: Send + Sync {
     fn pods(&self) -> Vec<Arc<Pod>>;
     /// Where the names come from, and how current they are.
     fn source(&self) -> PodSource;
+    /// The container runtime among the sources, if it is one.
+    fn runtime_source(&self) -> Option<PodSource> {
+        None
+    }
 }
 
 /// How a record was given its owner. The wire has the same values.

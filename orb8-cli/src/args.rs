@@ -211,6 +211,10 @@ pub(crate) struct AgentArgs {
     /// Pods by name, as `kubectl get pods -A -o json` prints them
     #[arg(long, value_name = "FILE")]
     pub pods: Option<PathBuf>,
+    /// Container runtime that names pods: auto, off, or its socket [default: auto] [env:
+    /// ORB8_RUNTIME]
+    #[arg(long, value_name = "SOCKET")]
+    pub runtime: Option<String>,
     /// Size of the kernel's event buffer, a power of two [env: ORB8_RING_BUFFER_SIZE]
     #[arg(long, value_name = "BYTES")]
     pub ring_buffer_size: Option<String>,
@@ -227,6 +231,7 @@ impl AgentArgs {
     pub(crate) fn standalone_only(&self) -> Option<&'static str> {
         [
             ("--pods", self.pods.is_some()),
+            ("--runtime", self.runtime.is_some()),
             ("--ring-buffer-size", self.ring_buffer_size.is_some()),
             ("--flow-table-size", self.flow_table_size.is_some()),
             ("--tc-attach", self.tc_attach.is_some()),

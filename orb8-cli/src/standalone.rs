@@ -72,6 +72,7 @@ fn config(args: &AgentArgs) -> Result<config::Config, Failure> {
             .clone()
             .or_else(|| from_environment("ORB8_FLOW_TABLE_SIZE")),
         pods: args.pods.clone(),
+        runtime: args.runtime.clone().or_else(|| from_environment("ORB8_RUNTIME")),
         ..RawConfig::default()
     };
     let mut config = raw.resolve().map_err(|error| Failure::Usage(error.to_string()))?;

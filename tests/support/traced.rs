@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use orb8_agent::{
     Agent,
     config::{Config, RawConfig},
+    k8s::runtime::RuntimeChoice,
 };
 use orb8_testkit::Node;
 
@@ -35,6 +36,7 @@ impl Traced {
         let mut config = RawConfig::default().resolve()?;
         config.node_name = node.name().into();
         config.pods = Some(path);
+        config.runtime = RuntimeChoice::Off;
         config.listen = None;
         config.metrics_listen = None;
         config.require_signal = true;

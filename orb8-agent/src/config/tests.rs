@@ -13,13 +13,16 @@ fn every_problem_is_told_at_once_and_names_its_input() {
         ring_buffer_size: Some("1000000".into()),
         flow_table_size: Some("0".into()),
         tc_attach: Some("xdp".into()),
+        runtime: Some("containerd".into()),
         interfaces: vec!["a name that is far too long".into()],
         ..RawConfig::default()
     });
-    for input in ["\"everywhere\"", "\"1000000\"", "\"0\"", "\"xdp\"", "far too long"] {
+    let inputs =
+        ["\"everywhere\"", "\"1000000\"", "\"0\"", "\"xdp\"", "\"containerd\"", "far too long"];
+    for input in inputs {
         assert!(said.contains(input), "{input} is missing from {said}");
     }
-    assert_eq!(said.lines().count(), 5);
+    assert_eq!(said.lines().count(), inputs.len());
 }
 
 #[test]

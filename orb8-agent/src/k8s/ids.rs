@@ -44,6 +44,13 @@ impl PodUid {
     pub const fn bytes(&self) -> [u8; 16] {
         self.value.to_be_bytes()
     }
+
+    /// What stands for a UID where a container is in no pod: the first half of its id.
+    #[must_use]
+    pub fn of_container(id: &ContainerId) -> Self {
+        let value = id.0[..16].iter().fold(0, |value, byte| value << 8 | u128::from(*byte));
+        Self { value, dashed: false }
+    }
 }
 
 impl FromStr for PodUid {
@@ -163,6 +170,12 @@ mod tests {
         let uuid: PodUid = "8d5f24b5-3f56-4f60-a7a8-0c2f8b5e6f3a".parse().unwrap();
         let hash: PodUid = "8d5f24b53f564f60a7a80c2f8b5e6f3a".parse().unwrap();
         assert_ne!(uuid, hash);
+    }
+
+    #[test]
+    fn a_container_in_no_pod_has_half_of_its_id_for_a_uid() {
+        let id: ContainerId = "0123456789abcdef".repeat(4).parse().unwrap();
+        assert_eq!(PodUid::of_container(&id).to_string(), "0123456789abcdef".repeat(2));
     }
 
     #[test]

@@ -16,6 +16,8 @@ mod manifest;
 pub mod peers;
 pub mod pod_metadata;
 pub mod pods;
+pub mod runtime;
+pub mod second_opinion;
 pub mod store;
 pub mod unit;
 pub mod watcher;

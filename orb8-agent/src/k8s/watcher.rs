@@ -224,7 +224,7 @@ impl<M: Mirror> Watcher<M> {
     }
 }
 
-fn unix_ns() -> i64 {
+pub(super) fn unix_ns() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

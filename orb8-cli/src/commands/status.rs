@@ -73,6 +73,12 @@ fn write_for_people(
     if let Some(source) = &status.pod_source {
         writeln!(out, "Pods:     {}", pods(source))?;
     }
+    if let Some(source) = &status.runtime_source
+        // Where names come from nowhere else, that was said.
+        && status.pod_source.as_ref().is_none_or(|pods| pods.kind != source.kind)
+    {
+        writeln!(out, "Runtime:  {}", runtime(source))?;
+    }
     if let Some(source) = &status.peer_source {
         let pods_are_known = status.pod_source.as_ref().is_some_and(|pods| !pods.kind.is_empty());
         writeln!(out, "Peers:    {}", peers(source, pods_are_known))?;
@@ -87,10 +93,21 @@ fn write_for_people(
 /// Who is known by name, and how current that is.
 fn pods(source: &PodSource) -> String {
     let PodSource { kind, pods_known, .. } = source;
-    if kind.is_empty() {
-        return "nobody is known by name: pods are shown by their ids".into();
+    let known = if kind.is_empty() {
+        "nobody is known by name: pods are shown by their ids".to_owned()
+    } else {
+        format!("{pods_known} known, from {}", escape::for_terminal(kind))
+    };
+    current(known, source)
+}
+
+/// Who is asked where the others do not know.
+fn runtime(source: &PodSource) -> String {
+    let detail = detail(source);
+    if source.kind.is_empty() {
+        return detail;
     }
-    current(format!("{pods_known} known, from {}", escape::for_terminal(kind)), source)
+    format!("{} pods known to {} {detail}", source.pods_known, escape::for_terminal(&source.kind))
 }
 
 /// Whose names peers have, and how current those are.
@@ -109,17 +126,20 @@ fn peers(source: &PodSource, pods_are_known: bool) -> String {
 
 /// What is known, with why that may not be all.
 fn current(known: String, source: &PodSource) -> String {
-    let reason = &source.reason;
-    let reason = escape::for_terminal(reason);
-    let detail = match source.state() {
+    let detail = detail(source);
+    if detail.is_empty() { known } else { format!("{known}, {detail}") }
+}
+
+fn detail(source: &PodSource) -> String {
+    let reason = escape::for_terminal(&source.reason);
+    match source.state() {
         PodSourceState::Away => {
             let age = Duration::from_nanos(u64::try_from(source.age_ns).unwrap_or(0)).as_secs();
             let age = humantime::format_duration(Duration::from_secs(age));
             format!("away for {age}: {reason}")
         }
         _ => reason.into_owned(),
-    };
-    if detail.is_empty() { known } else { format!("{known}, {detail}") }
+    }
 }
 
 fn section<T>(
@@ -159,6 +179,7 @@ fn as_value(status: &StatusResponse) -> Value<'_> {
         ("losses", rows(node::LOSSES, &status.losses)),
         ("usage", usage),
         ("pod_source", status.pod_source.as_ref().map_or(Value::Absent, pod_source)),
+        ("runtime_source", status.runtime_source.as_ref().map_or(Value::Absent, pod_source)),
         ("peer_source", status.peer_source.as_ref().map_or(Value::Absent, pod_source)),
     ])
 }
@@ -232,6 +253,13 @@ mod tests {
                 age_ns: 12_400_000_000,
                 reason: "connection refused\u{1b}[2J".into(),
             }),
+            runtime_source: Some(PodSource {
+                kind: "containerd".into(),
+                state: PodSourceState::Connected.into(),
+                pods_known: 38,
+                age_ns: 0,
+                reason: "2.0.1 at /run/containerd/containerd.sock".into(),
+            }),
             peer_source: Some(PodSource {
                 state: PodSourceState::Static.into(),
                 reason: "connection tracking cannot be asked\u{1b}[2J".into(),
@@ -251,8 +279,9 @@ mod tests {
         let text = for_people(Format::Table);
         let pods = "37 known, from kubernetes, away for 12s: connection refused";
         let parts = ["node-1", "degraded   no ring", "40.0 MiB resident", "-7", "ring_full   12"];
+        let runtime = "38 pods known to containerd 2.0.1 at /run/containerd/containerd.sock";
         let peers = "this node and its pods are known, connection tracking cannot be asked";
-        for part in parts.into_iter().chain([pods, peers]) {
+        for part in parts.into_iter().chain([pods, runtime, peers]) {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
         assert!(text.contains("no kernel maps"), "{text}");
@@ -276,6 +305,5 @@ mod tests {
         assert_eq!(json["losses"], yaml["losses"]);
         assert_eq!(json["pod_source"]["state"], "away");
         assert_eq!(json["pod_source"]["pods_known"], 37);
-        assert_eq!(json["peer_source"]["state"], "static");
     }
 }
