@@ -15,6 +15,8 @@
 
 mod binary;
 mod cgroup;
+pub mod cri_server;
+mod docker_server;
 pub mod kube_api;
 mod link;
 mod netns;
@@ -26,9 +28,12 @@ mod process;
 pub mod program;
 mod random;
 mod spawner;
+mod unix_server;
 
 pub use binary::testpod_path;
 pub use cgroup::{CgroupDriver, Qos, Runtime};
+pub use cri_server::CriServer;
+pub use docker_server::{DockerContainer, DockerServer};
 pub use kube_api::KubeApi;
 pub use link::{LinkCounters, Veth};
 pub use netns::Netns;

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::cgroup::{self, CgroupDriver, Layout, Runtime};
+use crate::cri_server::{self, CriServer};
 use crate::kube_api::{self, KubeApi};
 use crate::link::{LinkCounters, Veth};
 use crate::netns::{Netns, new_netns};
@@ -70,6 +71,8 @@ pub(crate) struct Shared {
     pods: Mutex<Pods>,
     /// Learns of this node's pods, once there is one.
     api: OnceLock<Arc<kube_api::Shared>>,
+    /// Learns of them too.
+    cri: OnceLock<Arc<cri_server::State>>,
     holder: Mutex<Process>,
 }
 
@@ -141,6 +144,7 @@ impl Node {
             layout,
             pods: Mutex::default(),
             api: OnceLock::new(),
+            cri: OnceLock::new(),
             holder: Mutex::new(holder),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -254,6 +258,20 @@ impl Node {
         pods.iter().try_for_each(|pod| self.shared.report(pod, Phase::Running))
     }
 
+    /// From now on, there is a container runtime at `path` that knows the node's pods.
+    ///
+    /// # Errors
+    /// When there can be no socket, or the node has a runtime already.
+    pub fn serve_cri(&self, path: &Path) -> Result<CriServer> {
+        let server = CriServer::start(path)?;
+        if self.shared.cri.set(server.state()).is_err() {
+            bail!("{} has a container runtime already", self.name());
+        }
+        let pods = self.shared.pods().running.clone();
+        pods.iter().for_each(|pod| server.state().report(pod, Phase::Running));
+        Ok(server)
+    }
+
     /// The running pods as a Kubernetes v1 `PodList`, as `kubectl get pods -A -o json` prints it.
     #[must_use]
     pub fn pod_list(&self) -> Value {
@@ -304,12 +322,14 @@ impl Shared {
 
     /// Tells the API, if there is one, how far a pod has come.
     pub(crate) fn report(&self, pod: &Identity, phase: Phase) -> Result<()> {
+        self.cri.get().into_iter().for_each(|cri| cri.report(pod, phase));
         let Some(api) = self.api.get() else { return Ok(()) };
         api.apply(pod_object(self, pod, phase)).map(drop)
     }
 
     /// Tells the API, if there is one, that a pod is gone.
     pub(crate) fn report_gone(&self, pod: &Identity) -> Result<()> {
+        self.cri.get().into_iter().for_each(|cri| cri.report_gone(pod));
         let Some(api) = self.api.get() else { return Ok(()) };
         api.delete("Pod", &pod.spec.namespace, &pod.spec.name).map(drop)
     }

@@ -32,7 +32,7 @@ pub(crate) struct Identity {
     pub(crate) ipv4: Ipv4Addr,
     pub(crate) ipv6: Ipv6Addr,
     pub(crate) started: SystemTime,
-    sandbox: Container,
+    pub(crate) sandbox: Container,
     pub(crate) containers: Vec<Container>,
     /// Absolute path.
     dir: PathBuf,
