@@ -332,7 +332,8 @@ fn what_is_no_runtime_is_told_in_words() {
     let dir = Dir::new();
     let file = dir.at("file.sock");
     fs::write(&file, "").unwrap();
-    Followed::at(&file, QUICK).wait_for_away("is a file, expected the socket of a container runtime");
+    Followed::at(&file, QUICK)
+        .wait_for_away("is a file, expected the socket of a container runtime");
     let dead = dir.at("dead.sock");
     drop(UnixListener::bind(&dead).unwrap());
     Followed::at(&dead, QUICK).wait_for_away("dead.sock: Connection refused");

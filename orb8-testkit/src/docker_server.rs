@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
+use axum::Router;
 use axum::body::Body;
 use axum::extract::State as Shared;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::Router;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::sync::broadcast;
@@ -66,7 +66,8 @@ impl DockerServer {
             .route("/containers/json", get(list))
             .route("/events", get(events))
             .with_state(Arc::clone(&state));
-        let server = UnixServer::start(path, move |listener| Box::pin(serve(listener, router.clone())))?;
+        let server =
+            UnixServer::start(path, move |listener| Box::pin(serve(listener, router.clone())))?;
         Ok(Self { state, path: path.to_owned(), server })
     }
 

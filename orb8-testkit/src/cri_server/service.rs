@@ -32,10 +32,9 @@ pub(super) async fn serve(state: Arc<State>, listener: UnixListener) {
         .add_service(service)
         .serve_with_incoming(ReceiverStream::new(connections));
     let accepting = async {
-        while let Ok((mut stream, _)) = listener.accept().await {
+        while let Ok((stream, _)) = listener.accept().await {
             if state.faults().garbage {
-                // Whether it is read is the client's business.
-                let _sent = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+                tokio::spawn(garbage(stream));
             } else if accepted.send(Ok(stream)).await.is_err() {
                 break;
             }
@@ -47,6 +46,17 @@ pub(super) async fn serve(state: Arc<State>, listener: UnixListener) {
             eprintln!("orb8-testkit: CRI: {error}");
         }
     }
+}
+
+/// What comes is read to its end: closing before that would be a reset, which may arrive before the answer.
+async fn garbage(mut stream: UnixStream) {
+    let answer = async {
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await?;
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    };
+    // Whether it is read is the client's business.
+    let _answered = answer.await;
 }
 
 struct Service(Arc<State>);
