@@ -26,9 +26,10 @@ have() { command -v "$1" >/dev/null 2>&1; }
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
 # Packages that are there as soon as their command is, whoever brought it.
-commands=(gcc:gcc make:make git:git ip:iproute2 nsenter:util-linux nft:nftables ps:procps bpftool:bpftool)
+commands=(gcc:gcc make:make git:git ip:iproute2 nsenter:util-linux nft:nftables ps:procps bpftool:bpftool
+    containerd:containerd runc:runc)
 # Packages without a command of their own.
-libraries=(libc6-dev ca-certificates)
+libraries=(libc6-dev ca-certificates containernetworking-plugins)
 # rustc with a precompiled core library for BPF, and the llc of its LLVM.
 bpf_compiler=(rustc-web cargo-web libstd-rust-web-dev-bpf rust-web-llvm)
 

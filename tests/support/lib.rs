@@ -4,8 +4,10 @@
 mod agent_process;
 mod classifier;
 mod client;
+mod containerd;
 mod heard;
 pub mod hooks;
+mod image;
 mod traced;
 
 use std::net::SocketAddr;
@@ -16,6 +18,7 @@ use orb8_testkit::Pod;
 pub use agent_process::AgentProcess;
 pub use classifier::{Classifier, DROPPER, Place};
 pub use client::Client;
+pub use containerd::{Containerd, OldGroups, RealPod};
 pub use heard::{Heard, Quiet, Sum, Trace};
 pub use traced::Traced;
 

@@ -126,6 +126,8 @@ impl Task {
             if !self.retiring.contains(&serial) {
                 if let Some(interface) = self.interfaces.get_mut(serial) {
                     interface.nsid = link.peer_nsid;
+                    // A veth is announced before its other end is in a pod.
+                    interface.side = side;
                     if *interface.name != link.name {
                         interface.name = link.name.as_str().into();
                     }
