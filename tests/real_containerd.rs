@@ -31,7 +31,8 @@ fn containers_of_containerd_are_named_and_so_is_their_traffic() -> Result<()> {
     let node = Node::start(NodeOptions::default())?;
     old_groups.watch(&node);
     let containerd = Containerd::start(&node)?;
-    let _sinks = [PORT, PORT + 1].map(|port| node.spawn("sink", &Program::tcp_sink(node.ipv4(), port)));
+    let _sinks =
+        [PORT, PORT + 1].map(|port| node.spawn("sink", &Program::tcp_sink(node.ipv4(), port)));
     let traced = Traced::start(&node, |config| {
         config.pods = None;
         config.runtime = RuntimeChoice::Socket(containerd.socket());

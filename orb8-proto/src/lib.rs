@@ -23,6 +23,7 @@ pub use r#gen::*;
     unused_qualifications,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
+    clippy::enum_variant_names,
     reason = "generated code; the documentation is in the proto file"
 )]
 pub mod cri {

@@ -72,8 +72,7 @@ impl Containerd {
         for folder in ["image", "cni", "logs"] {
             fs::create_dir(at(folder))?;
         }
-        let image =
-            image::write(&at("image"), IMAGE, &testpod_path()?, &["run", "hold"])?;
+        let image = image::write(&at("image"), IMAGE, &testpod_path()?, &["run", "hold"])?;
         fs::write(at("config.toml"), config(dir.path())?)?;
         fs::write(at("cni/10-bridge.conflist"), network(dir.path()))?;
         // The shims' sockets and CNI's cache have fixed places.
@@ -85,10 +84,8 @@ impl Containerd {
         );
         let command = ["unshare", "--mount", "sh", "-c", &script].map(String::from).to_vec();
         let process = node.spawn("containerd", &Program::Exec(Exec { command }))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let groups = node.cgroup_dir().file_name().context("a node has a cgroup")?;
         let client = runtime.block_on(async { connect(at("containerd.sock")).await });
         let client = client.with_context(|| fs::read_to_string(at("log")).unwrap_or_default())?;

@@ -26,6 +26,8 @@ fn wrong_usage_exits_with_64_and_says_what_is_wrong() {
         ("trace network --server a:1 --interface a --interface b", "one whole name"),
         ("trace network --server a:1 --interface veth*", "one whole name"),
         ("trace network --server a:1 --pods x.json", "--pods"),
+        ("trace network --server a:1 --runtime auto", "--runtime"),
+        ("trace network --mode standalone --runtime containerd", "expected auto, off, or the path"),
         ("query pods --server a:1 --interface a", "no --interface"),
         ("query pods --server a:1 --duration 1s", "--since"),
         ("query pods --since 1m", "--duration"),
