@@ -103,6 +103,12 @@ impl PodMetadataMap {
         self.cgroups.get(pod).copied()
     }
 
+    /// Whether the probe knows this cgroup as a pod's.
+    #[must_use]
+    pub fn knows(&self, cgroup: u64) -> bool {
+        self.written.contains_key(&cgroup)
+    }
+
     /// How full the map is.
     #[must_use]
     pub fn status(&self) -> MapStatus {

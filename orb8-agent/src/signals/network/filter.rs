@@ -77,6 +77,11 @@ impl Task {
                 now.insert(interface.index, cgroup);
             }
         }
+        for (cgroup, index) in self.host_sockets.listed() {
+            if metadata.knows(cgroup) {
+                now.insert(index, cgroup);
+            }
+        }
         for index in written.keys().filter(|index| !now.contains_key(index)) {
             interface_pods.remove(index)?;
         }

@@ -73,6 +73,11 @@ impl HostSockets {
         self.attachment = None;
     }
 
+    /// The listed cgroups, and the pseudo interface of each.
+    pub(super) fn listed(&self) -> impl Iterator<Item = (u64, u32)> {
+        self.listed.iter().map(|(cgroup, index)| (*cgroup, *index))
+    }
+
     /// What is not counted, and why.
     pub(super) fn shortcoming(&self) -> Option<String> {
         if let Some(why) = &self.missing {
