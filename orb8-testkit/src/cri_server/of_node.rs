@@ -38,7 +38,7 @@ fn sandbox(pod: &Identity, runs: bool) -> Sandbox {
         name: pod.spec.name.clone(),
         labels: pod.spec.labels.clone(),
         ips: vec![IpAddr::V4(pod.ipv4), IpAddr::V6(pod.ipv6)],
-        host_network: false,
+        host_network: pod.spec.host_network,
         ready: runs,
         created: pod.started,
         containers: containers.collect(),
