@@ -31,6 +31,11 @@ fn ring_full(losses: &[Loss]) -> u64 {
     lost.map(|loss| loss.records).sum()
 }
 
+/// Not what the node says, which is also what these tests ask the agent.
+fn of_the_pods() -> StreamRequest {
+    StreamRequest { namespace: "load".into(), ..StreamRequest::default() }
+}
+
 /// Two scrapes with nothing between them.
 fn quiet_metrics(traced: &Traced) -> Result<BTreeMap<String, f64>> {
     let at = traced.metrics_addr().expect("metrics were configured");
@@ -66,7 +71,7 @@ fn events_that_found_the_ring_full_are_counted_and_cost_no_total() -> Result<()>
     };
     let traced = Traced::start(&node, nobody_reads)?;
     let (trace, before) =
-        traced.while_quiet(client.veth(), || traced.trace(StreamRequest::default()))?;
+        traced.while_quiet(client.veth(), || traced.trace(of_the_pods()))?;
 
     let sent = client.spawn("app", &flows_to(&server, false, 7001, FLOWS))?.wait()?;
     assert_eq!(sent.packets, u64::from(FLOWS));

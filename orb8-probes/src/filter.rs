@@ -18,13 +18,22 @@ static POD_METADATA: HashMap<u64, PodMetadata> = HashMap::with_max_entries(POD_M
 #[map]
 static SETTINGS: Array<u32> = Array::with_max_entries(1, 0);
 
-/// Whether to emit an event; counts one that is not. `cgroup` finds the cgroup of the pod that it is
-/// about, if one is known: what nobody is known to own is wanted.
+/// Whom an event is about.
+pub(crate) enum Whose {
+    /// Whoever owns this cgroup.
+    Cgroup(u64),
+    /// The node itself, which is no pod.
+    Node,
+    /// Nobody knows (yet): it may be anybody's.
+    Unknown,
+}
+
+/// Whether to emit an event; counts one that is not.
 #[inline(always)]
-pub(crate) fn wants(cgroup: impl FnOnce() -> Option<u64>) -> bool {
+pub(crate) fn wants(whose: impl FnOnce() -> Whose) -> bool {
     let wanted = match SETTINGS.get(0) {
         Some(&events::NONE) => false,
-        Some(&events::WANTED) => cgroup().is_none_or(is_wanted),
+        Some(&events::WANTED) => is_wanted(whose()),
         _ => true,
     };
     if !wanted {
@@ -34,8 +43,14 @@ pub(crate) fn wants(cgroup: impl FnOnce() -> Option<u64>) -> bool {
 }
 
 #[inline(always)]
-fn is_wanted(cgroup: u64) -> bool {
-    // SAFETY: the agent replaces values and does not change them.
-    let pod = unsafe { POD_METADATA.get(cgroup) };
-    pod.is_none_or(|pod| pod.flags & UNWANTED == 0)
+fn is_wanted(whose: Whose) -> bool {
+    match whose {
+        Whose::Cgroup(id) => {
+            // SAFETY: the agent replaces values and does not change them.
+            let pod = unsafe { POD_METADATA.get(id) };
+            pod.is_none_or(|pod| pod.flags & UNWANTED == 0)
+        }
+        Whose::Node => false,
+        Whose::Unknown => true,
+    }
 }

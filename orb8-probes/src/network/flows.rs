@@ -9,8 +9,8 @@ use aya_ebpf::{
 use orb8_common::{
     drops::Drop,
     network::{
-        Counts, FlowKey4, FlowKey6, FlowStats, NetworkFlowEvent, OverflowKey, Pulse, family,
-        tcp_flags,
+        Counts, FlowKey4, FlowKey6, FlowStats, HOST_SOCKETS, NetworkFlowEvent, OverflowKey, Pulse,
+        family, tcp_flags,
     },
 };
 
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     emit::{self, fetch_add},
-    filter,
+    filter::{self, Whose},
 };
 
 /// Entries per family unless the loader says otherwise. A full table costs detail, never a total.
@@ -204,12 +204,24 @@ pub(super) fn overflow_on_demand<K: Key>(key: &K, counts: &Counts) {
     self::overflow(key, counts);
 }
 
+/// Whom what an interface carries is about.
+#[inline(always)]
+fn whose(ifindex: u32) -> Whose {
+    // SAFETY: the agent replaces values and does not change them.
+    match unsafe { INTERFACE_PODS.get(ifindex) } {
+        Some(cgroup) => Whose::Cgroup(*cgroup),
+        // The agent lists the cgroups of pods on the host network here as soon as it counts their
+        // sockets: any other socket is the node's own.
+        None if ifindex & HOST_SOCKETS != 0 => Whose::Node,
+        None => Whose::Unknown,
+    }
+}
+
 /// Reports a moment of a flow's life, with its counters as they are now, if somebody wants it.
 #[inline(always)]
 pub(super) fn report<K: Family>(key: &K, entry: *const FlowStats, reasons: u8, tcp_flags: u8) {
     let ifindex = key.ifindex();
-    // SAFETY: the agent replaces values and does not change them.
-    if !filter::wants(|| unsafe { INTERFACE_PODS.get(ifindex) }.copied()) {
+    if !filter::wants(|| whose(ifindex)) {
         return;
     }
     emit::emit(&FLOW_EVENTS, emit::BY_TIMER, |event: &mut NetworkFlowEvent| {
