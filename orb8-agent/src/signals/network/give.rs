@@ -41,6 +41,7 @@ impl Task {
         let touched = self.table.take_touched();
         for key in &touched {
             self.note_sender(key, now);
+            self.note_talking(key);
         }
         for key in touched {
             let settled = self.is_settled(&key, now);
@@ -71,6 +72,16 @@ impl Task {
         if sends && cgroup_id != 0 {
             let sender = self.context.cgroups.identify(cgroup_id, now).and_then(|c| c.identity);
             interface.sender = sender.filter(|sender| sender.pod_uid.is_some());
+        }
+    }
+
+    /// A cgroup whose sockets are counted without an account gets one.
+    fn note_talking(&mut self, key: &FlowKey) {
+        let interface = self.interfaces.get(key.serial());
+        if let Some(Sockets::Unlisted) = interface.and_then(|i| i.sockets.as_ref())
+            && let Some(flow) = self.table.get(key)
+        {
+            self.host_sockets.talks(flow.cgroup_id);
         }
     }
 

@@ -1,12 +1,13 @@
 //! Which cgroups' sockets are the node's own: those of its processes, and of pods that live in its
 //! network namespace.
 //!
-//! Where the kernel tells in which network namespace a socket is, the list only has to leave out what
-//! is known not to be in ours. Where it does not, the list has to be right: what Kubernetes does not
-//! tell of a cgroup is then seen by its processes.
+//! Where the kernel tells in which network namespace a socket is, nothing hangs on the list but that
+//! a cgroup has flows of its own: it holds what is likely to talk in ours, and what does. Where the
+//! kernel does not tell, the list has to be right: what Kubernetes does not tell of a cgroup is then
+//! seen by its processes.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     path::Path,
     time::{Duration, Instant},
@@ -51,6 +52,8 @@ pub(super) struct HostCgroups {
     step: u64,
     pods_generation: u64,
     looks: Option<Looks>,
+    /// Cgroups without an account of which packets were counted since the last step.
+    talking: HashSet<u64>,
 }
 
 /// Where processes are looked for, on kernels on which they have to be.
@@ -63,6 +66,8 @@ pub(super) struct Looks {
 struct Known {
     cgroup: FoundCgroup,
     listed: bool,
+    /// Packets of its sockets were counted, so they are in our network namespace.
+    talks: bool,
     /// When it was missed.
     gone: Option<Instant>,
     step: u64,
@@ -85,13 +90,18 @@ enum Found {
 impl HostCgroups {
     /// With `looks`, on kernels that do not tell in which network namespace a socket is.
     pub(super) fn new(looks: Option<Looks>) -> Self {
-        Self { known: HashMap::new(), step: 0, pods_generation: 0, looks }
+        let (known, talking) = (HashMap::new(), HashSet::new());
+        Self { known, step: 0, pods_generation: 0, looks, talking }
     }
 
     /// Whether the sockets of a cgroup are counted as sockets.
     pub(super) fn counts(&self, id: u64) -> bool {
-        // What is not known yet is counted all the same where the kernel tells namespaces.
-        self.known.get(&id).map_or(self.looks.is_none(), |known| known.listed)
+        self.talking.contains(&id) || self.known.get(&id).is_some_and(|known| known.listed)
+    }
+
+    /// Notes that packets of a cgroup were counted that has no account. True: that is news.
+    pub(super) fn talks(&mut self, id: u64) -> bool {
+        self.talking.insert(id)
     }
 
     /// Compares with the cgroups that there are now, and says what is to change. Costs a look-up for
@@ -110,6 +120,13 @@ impl HostCgroups {
             known.step = step;
         }
         self.follow_removed(now, &mut changes);
+        for id in self.talking.drain() {
+            // What is gone by now has no use for an account.
+            if let Some(known) = self.known.get_mut(&id) {
+                known.talks = true;
+                known.look_at = Some(now);
+            }
+        }
         // Before the answers are asked for: what changes in between is asked for again.
         let generation = pods.generation();
         let told = std::mem::replace(&mut self.pods_generation, generation) != generation;
@@ -121,11 +138,11 @@ impl HostCgroups {
             let own = match (known.by_pods(pods), &self.looks) {
                 (Some(own), _) => {
                     known.look_at = None;
-                    own
+                    own || known.talks
                 }
                 (None, None) => {
                     known.look_at = None;
-                    true
+                    known.talks || known.cgroup.identity.is_none()
                 }
                 (None, Some(looks)) => {
                     if known.look_at.is_some_and(|at| now >= at) && looks_left > 0 {
@@ -169,6 +186,7 @@ impl Known {
         Self {
             cgroup,
             listed: false,
+            talks: false,
             gone: None,
             step: 0,
             seen: now,
@@ -290,12 +308,19 @@ mod tests {
     }
 
     #[test]
-    fn where_the_kernel_tells_namespaces_all_but_pods_with_their_own_are_listed_at_once() {
+    fn where_the_kernel_tells_namespaces_what_is_likely_to_talk_is_listed_at_once_and_what_does() {
         let mut cgroups = HostCgroups::new(None);
         let now = Instant::now();
-        assert!(cgroups.counts(2), "nothing is known yet");
-        assert_eq!(listed(&cgroups.step(there(), &pods(), now)), [1, 3, 4]);
-        assert!(cgroups.counts(1) && !cgroups.counts(2));
+        assert_eq!(listed(&cgroups.step(there(), &pods(), now)), [1, 4]);
+        assert!(cgroups.counts(1) && !cgroups.counts(2) && !cgroups.counts(3));
+        // The pod that nobody knows, one that says otherwise, and one that is gone by now.
+        for id in [3, 2, 5] {
+            assert!(cgroups.talks(id));
+            assert!(!cgroups.talks(id), "no news");
+            assert!(cgroups.counts(id));
+        }
+        assert_eq!(listed(&cgroups.step(there(), &pods(), now + SETTLED)), [2, 3]);
+        assert!(cgroups.counts(2) && cgroups.counts(3) && !cgroups.counts(5));
         assert_eq!(cgroups.step(there(), &pods(), now + SETTLED), []);
     }
 
@@ -333,13 +358,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_turns_out_to_have_its_own_namespace_is_taken_off_the_list() {
+    fn a_pod_that_turns_out_to_be_on_the_host_network_is_listed() {
         let mut cgroups = HostCgroups::new(None);
         let now = Instant::now();
         let mut pods = Later { pods: pods(), known: false };
-        assert_eq!(listed(&cgroups.step(there(), &pods, now)), [1, 2, 3, 4]);
+        assert_eq!(listed(&cgroups.step(there(), &pods, now)), [4]);
         pods.known = true;
-        assert_eq!(cgroups.step(there(), &pods, now + SETTLED), [Change::Unlist(2)]);
+        assert_eq!(listed(&cgroups.step(there(), &pods, now + SETTLED)), [1]);
     }
 
     #[test]
@@ -352,7 +377,7 @@ mod tests {
         let later = now + SETTLED + LINGER;
         let mut changes = cgroups.step([], &pods(), later);
         changes.sort_by_key(|change| format!("{change:?}"));
-        assert_eq!(changes, [1, 3, 4].map(Change::Unlist));
+        assert_eq!(changes, [1, 4].map(Change::Unlist));
         assert!(cgroups.known.is_empty());
     }
 

@@ -33,6 +33,8 @@ pub(super) struct HostSockets {
     last_account: u32,
     /// Which changes of the node's cgroups were followed.
     cgroup_changes: u64,
+    /// A cgroup without an account has begun to talk.
+    has_news: bool,
 }
 
 impl HostSockets {
@@ -47,6 +49,7 @@ impl HostSockets {
             without_room: HashMap::new(),
             last_account: UNLISTED,
             cgroup_changes: 0,
+            has_news: false,
         };
         if let Err(why) = sockets.attach(probe, cgroups) {
             tracing::warn!("sockets of the node are not counted: {why}");
@@ -94,6 +97,11 @@ impl HostSockets {
         })
     }
 
+    /// Notes whose packets are counted without an account of their own.
+    pub(super) fn talks(&mut self, cgroup_id: u64) {
+        self.has_news |= self.cgroups.talks(cgroup_id);
+    }
+
     /// Whether what the sockets of a cgroup send and receive is counted there. On an interface of the
     /// node it is then the node's: nobody gets the same byte twice.
     pub(super) fn counts(&self, cgroup_id: u64) -> bool {
@@ -115,7 +123,8 @@ impl Task {
     /// A new cgroup is listed as soon as it is heard of: on kernels that do not count what is not
     /// listed, its packets are missing until then.
     pub(super) fn follow_new_cgroups(&mut self) {
-        if *self.cgroup_changes.borrow() != self.host_sockets.cgroup_changes {
+        let changes = *self.cgroup_changes.borrow() != self.host_sockets.cgroup_changes;
+        if changes || self.host_sockets.has_news {
             self.follow_host_sockets();
         }
     }
@@ -127,10 +136,11 @@ impl Task {
         }
         let now = Instant::now();
         self.host_sockets.cgroup_changes = *self.cgroup_changes.borrow();
+        self.host_sockets.has_news = false;
         let there = self.cgroups_there(now);
         let changes = self.host_sockets.cgroups.step(there, &*self.context.pods, now);
         // What a socket sends is the node's on its interfaces if the socket is counted, too. Where the
-        // kernel tells namespaces, that follows from what is known of pods.
+        // kernel tells namespaces, that was known with the first packet.
         let by_looks = !self.host_sockets.counts_unlisted;
         self.epoch += u32::from(by_looks && !changes.is_empty());
         for change in changes {
