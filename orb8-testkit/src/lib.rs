@@ -18,6 +18,7 @@ mod cgroup;
 pub mod cri_server;
 mod docker_server;
 pub mod kube_api;
+mod lines;
 mod link;
 mod netns;
 mod node;
@@ -27,6 +28,7 @@ mod pod_spec;
 mod process;
 pub mod program;
 mod random;
+mod route;
 mod spawner;
 mod unix_server;
 

@@ -22,6 +22,7 @@ use crate::pod_object::{Phase, node_object, pod_list, pod_object};
 use crate::pod_spec::PodSpec;
 use crate::process::Process;
 use crate::program::{Hold, Program};
+use crate::route::Route;
 use crate::testpod_path;
 
 /// Nodes that this process has started: the next one's number.
@@ -67,6 +68,8 @@ pub(crate) struct Shared {
     /// Absolute path of the cgroup directory that all of the node's lie in.
     pub(crate) cgroup: PathBuf,
     pub(crate) netns: Netns,
+    /// Index of the bridge that its pods are connected to.
+    pub(crate) bridge: u32,
     pub(crate) layout: Layout,
     pods: Mutex<Pods>,
     /// Learns of this node's pods, once there is one.
@@ -140,6 +143,7 @@ impl Node {
             number: n,
             testpod,
             cgroup,
+            bridge: Route::open(&netns)?.link("br0")?.index,
             netns,
             layout,
             pods: Mutex::default(),

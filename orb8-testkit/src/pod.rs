@@ -19,6 +19,7 @@ use crate::pod_spec::PodSpec;
 use crate::process::Process;
 use crate::program::{Hold, Program};
 use crate::random;
+use crate::route::{Addresses, Route};
 
 /// Who a pod is: all that does not change while it runs.
 #[derive(Debug)]
@@ -154,32 +155,21 @@ impl Pod {
     }
 
     fn connect(&mut self, name: String) -> Result<()> {
-        let holder = self.netns.holder();
-        self.node.netns.ip(
-            &[],
-            &format!("link add {name} master br0 up type veth peer name eth0 netns {holder}"),
-        )?;
+        let mut node = Route::open(&self.node.netns)?;
+        node.add_veth(&name, "eth0", Some(self.netns.holder()), Some(self.node.bridge))?;
         // Not before: until here the name may be somebody else's.
         let veth = self.veth.insert(name);
-        self.netns.ip(
-            &[],
-            &format!(
-                "link set lo up\n\
-                 addr add {}/{} dev eth0\n\
-                 addr add {}/{} dev eth0 nodad\n\
-                 link set eth0 up\n\
-                 route add default via {}\n\
-                 route add default via {}",
-                self.identity.ipv4,
-                PREFIX_LENGTHS.0,
-                self.identity.ipv6,
-                PREFIX_LENGTHS.1,
-                self.node.ipv4(NODE_NUMBER),
-                self.node.ipv6(NODE_NUMBER)
-            ),
-        )?;
-        self.ifindex = await_forwarding(&self.node.netns, veth)?;
-        Ok(())
+        self.ifindex = node.link(veth)?.index;
+        if self.identity.spec.without_floods {
+            node.stop_floods(self.ifindex)?;
+        }
+        let addresses = Addresses {
+            ipv4: (self.identity.ipv4, PREFIX_LENGTHS.0),
+            ipv6: (self.identity.ipv6, PREFIX_LENGTHS.1),
+            gateways: [self.node.ipv4(NODE_NUMBER).into(), self.node.ipv6(NODE_NUMBER).into()],
+        };
+        Route::open(&self.netns)?.configure("eth0", &addresses)?;
+        await_forwarding(&mut node, veth)
     }
 
     /// Starts a program in a container. When this returns it is in the cgroup and the namespace, and a server is ready.
@@ -323,7 +313,7 @@ impl Pod {
         // Deleted by name, because a namespace takes its links away only some time after its last process. It fails when
         // the node was killed, and the link with it, or when the link was never made.
         if let Some(veth) = &self.veth {
-            let _ = self.node.netns.ip(&[], &format!("link del {veth}"));
+            let _ = Route::open(&self.node.netns).and_then(|mut route| route.delete_link(veth));
         }
         drop(sandbox);
         let ended = Phase::Ended { asked, finished: SystemTime::now() };

@@ -36,6 +36,9 @@ pub struct PodSpec {
     pub host_number: Option<u16>,
     /// Name of the host side of its veth: for tests of reused names. Otherwise a random one.
     pub veth: Option<String>,
+    /// Whether the bridge keeps from it what is for everybody (ARP requests, multicast), which hundreds of pods would
+    /// otherwise hear from each other. It cannot be the target of pods on its node then.
+    pub without_floods: bool,
     /// Whether its containers share the node's network namespace and addresses; it has no veth then.
     pub host_network: bool,
 }
@@ -55,6 +58,7 @@ impl PodSpec {
             runtime: None,
             host_number: None,
             veth: None,
+            without_floods: false,
             host_network: false,
         }
     }

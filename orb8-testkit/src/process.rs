@@ -1,14 +1,16 @@
 //! A program that runs in a pod, as seen from the test.
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
 use std::net::SocketAddr;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread::{self, JoinHandle};
+use std::os::unix::fs::FileExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{Pid, Signal, kill_process};
 
+use crate::lines::{Line, Lines};
 use crate::program::{Program, Summary};
 use crate::spawner;
 
@@ -25,8 +27,10 @@ pub struct Process {
     child: Child,
     /// Closing it asks the program to end.
     stdin: Option<ChildStdin>,
-    lines: Receiver<String>,
-    stderr: Option<JoinHandle<Vec<u8>>>,
+    /// `None` when it became another command, whose output is nobody's.
+    lines: Option<Lines>,
+    /// What it writes to standard error, in memory.
+    stderr: File,
     addr: Option<SocketAddr>,
 }
 
@@ -35,30 +39,24 @@ impl Process {
     pub(crate) fn start(mut command: Command, program: &Program) -> Result<Self> {
         let arguments = program.arguments()?;
         let name = arguments.join(" ");
+        let stderr = File::from(memfd_create("stderr", MemfdFlags::CLOEXEC)?);
         command.args(["--parent", &std::process::id().to_string()]).args(arguments);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr.try_clone()?);
         let mut child = spawner::spawn(command)?;
 
         let stdout = child.stdout.take().context("no pipe for standard output")?;
-        let (sender, lines) = channel();
-        thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        let mut process = Self {
-            name,
-            stdin: child.stdin.take(),
-            stderr: child.stderr.take().map(spawner::drain),
-            child,
-            lines,
-            addr: None,
-        };
+        let stdin = child.stdin.take();
+        let lines = Some(Lines::new(stdout));
+        let mut process = Self { name, child, stdin, lines, stderr, addr: None };
         process.expect("entered")?;
         if program.is_server() {
             process.addr = process.expect("ready ")?.parse().ok();
+        }
+        if matches!(program, Program::Exec(_))
+            && let Some(lines) = process.lines.take()
+        {
+            // It may write more than a pipe holds while nobody waits for it.
+            spawner::drain(lines.into_pipe());
         }
         Ok(process)
     }
@@ -91,19 +89,17 @@ impl Process {
         let deadline = Instant::now() + limit;
         let mut summary = Summary::default();
         loop {
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => summary = serde_json::from_str(&line).unwrap_or(summary),
-                Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.kill();
-                    bail!("`{}` did not end within {limit:?}", self.name);
-                }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Some(lines) = &mut self.lines else { break };
+            match lines.next(left)? {
+                Line::Text(line) => summary = serde_json::from_str(&line).unwrap_or(summary),
+                Line::End => break,
+                Line::Late => return self.is_late(limit),
             }
         }
-        let status = self.child.wait().with_context(|| format!("`{}`", self.name))?;
+        let Some(status) = self.status_by(deadline)? else { return self.is_late(limit) };
         if !status.success() {
-            let complaint = self.complaint();
-            bail!("`{}` ended with {status}: {complaint}", self.name);
+            bail!("`{}` ended with {status}: {}", self.name, self.complaint());
         }
         Ok(summary)
     }
@@ -117,6 +113,20 @@ impl Process {
         self.wait_for(START_LIMIT)
     }
 
+    /// Sends it a signal; nothing happens when it has ended.
+    ///
+    /// # Errors
+    /// When it may not be sent.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        // Not reaped yet, so that the number is nobody else's.
+        if self.child.try_wait()?.is_none()
+            && let Some(pid) = Pid::from_raw(i32::try_from(self.child.id())?)
+        {
+            kill_process(pid, signal).with_context(|| format!("{signal:?} to `{}`", self.name))?;
+        }
+        Ok(())
+    }
+
     /// Kills the program at once and reaps it.
     pub fn kill(&mut self) {
         spawner::end(&mut self.child);
@@ -124,22 +134,45 @@ impl Process {
 
     /// The rest of the next line, which begins with `start`.
     fn expect(&mut self, start: &str) -> Result<String> {
-        match self.lines.recv_timeout(START_LIMIT) {
-            Ok(line) => match line.strip_prefix(start) {
+        let lines = self.lines.as_mut().context("nobody reads what it writes")?;
+        match lines.next(START_LIMIT)? {
+            Line::Text(line) => match line.strip_prefix(start) {
                 Some(rest) => Ok(rest.to_owned()),
                 None => bail!("`{}` said {line:?}, expected {start:?}", self.name),
             },
-            Err(error) => {
+            other => {
                 self.kill();
                 let complaint = self.complaint();
-                bail!("`{}` did not say {start:?} ({error}): {complaint}", self.name);
+                bail!("`{}` did not say {start:?} ({other:?}): {complaint}", self.name);
             }
         }
     }
 
-    /// What the ended program wrote to stderr.
-    fn complaint(&mut self) -> String {
-        String::from_utf8_lossy(&spawner::collected(self.stderr.take())).trim().to_owned()
+    fn is_late<T>(&mut self, limit: Duration) -> Result<T> {
+        self.kill();
+        bail!("`{}` did not end within {limit:?}", self.name)
+    }
+
+    /// How it ended, if it does before the deadline.
+    fn status_by(&mut self, deadline: Instant) -> Result<Option<ExitStatus>> {
+        let mut pause = Duration::from_micros(100);
+        loop {
+            let status = self.child.try_wait().with_context(|| format!("`{}`", self.name))?;
+            if status.is_some() || Instant::now() >= deadline {
+                return Ok(status);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(5));
+        }
+    }
+
+    /// What it wrote to stderr.
+    fn complaint(&self) -> String {
+        let length = self.stderr.metadata().map_or(0, |file| file.len());
+        let mut text = vec![0; usize::try_from(length).unwrap_or_default()];
+        // A complaint that cannot be read leaves the error without it.
+        let _ = self.stderr.read_exact_at(&mut text, 0);
+        String::from_utf8_lossy(&text).trim().to_owned()
     }
 }
 
