@@ -40,7 +40,7 @@ impl Lines {
                 let line: Vec<u8> = self.rest.drain(..=end).collect();
                 return Ok(Line::Text(String::from_utf8_lossy(&line[..end]).into_owned()));
             }
-            if !readable(self.pipe.as_fd(), deadline)? {
+            if !any_readable(&[self.pipe.as_fd()], Some(deadline))? {
                 return Ok(Line::Late);
             }
             let mut buffer = [0; 4096];
@@ -59,12 +59,13 @@ impl Lines {
     }
 }
 
-/// Whether there is something to read before the deadline.
-pub(crate) fn readable(fd: BorrowedFd<'_>, deadline: Instant) -> Result<bool> {
+/// Whether one of them has something to read, or is at its end, before the deadline; without one it waits for ever.
+pub(crate) fn any_readable(fds: &[BorrowedFd<'_>], deadline: Option<Instant>) -> Result<bool> {
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec::try_from(left)?;
-        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&left)) {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.map(Timespec::try_from).transpose()?;
+        let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        match poll(&mut polled, left.as_ref()) {
             Ok(count) => return Ok(count > 0),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),

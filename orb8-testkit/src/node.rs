@@ -14,10 +14,11 @@ use serde_json::Value;
 
 use crate::cgroup::{self, CgroupDriver, Layout, Runtime};
 use crate::cri_server::{self, CriServer};
+use crate::identity::Identity;
 use crate::kube_api::{self, KubeApi};
 use crate::link::{LinkCounters, Veth};
 use crate::netns::{Netns, new_netns};
-use crate::pod::{Identity, Pod};
+use crate::pod::Pod;
 use crate::pod_object::{Phase, node_object, pod_list, pod_object};
 use crate::pod_spec::PodSpec;
 use crate::process::Process;
@@ -276,6 +277,10 @@ impl Node {
         Ok(server)
     }
 
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
     /// The running pods as a Kubernetes v1 `PodList`, as `kubectl get pods -A -o json` prints it.
     #[must_use]
     pub fn pod_list(&self) -> Value {
@@ -336,6 +341,14 @@ impl Shared {
         self.cri.get().into_iter().for_each(|cri| cri.report_gone(pod));
         let Some(api) = self.api.get() else { return Ok(()) };
         api.delete("Pod", &pod.spec.namespace, &pod.spec.name).map(drop)
+    }
+
+    /// Puts another state of a pod on the list.
+    pub(crate) fn replace(&self, pod: &Arc<Identity>) {
+        let mut pods = self.pods();
+        if let Some(old) = pods.running.iter_mut().find(|running| running.uid == pod.uid) {
+            *old = Arc::clone(pod);
+        }
     }
 
     /// Takes a pod off the list.

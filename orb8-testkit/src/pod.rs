@@ -3,14 +3,15 @@
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cgroup::{self, Layout, Runtime};
+use crate::cgroup;
+use crate::identity::{Container, ContainerKind, Identity};
 use crate::link::{LinkCounters, await_forwarding};
 use crate::netns::{Netns, new_netns};
 use crate::node::{NODE_NUMBER, PREFIX_LENGTHS, Shared};
@@ -21,64 +22,8 @@ use crate::program::{Hold, Program};
 use crate::random;
 use crate::route::{Addresses, Route};
 
-/// Who a pod is: all that does not change while it runs.
-#[derive(Debug)]
-pub(crate) struct Identity {
-    pub(crate) spec: PodSpec,
-    pub(crate) uid: String,
-    pub(crate) owner_uid: String,
-    pub(crate) runtime: Runtime,
-    /// Its place in the node's network; none on the node's own.
-    pub(crate) host_number: Option<u16>,
-    pub(crate) ipv4: Ipv4Addr,
-    pub(crate) ipv6: Ipv6Addr,
-    pub(crate) started: SystemTime,
-    pub(crate) sandbox: Container,
-    pub(crate) containers: Vec<Container>,
-    /// Absolute path.
-    dir: PathBuf,
-}
-
-#[derive(Debug)]
-pub(crate) struct Container {
-    pub(crate) name: String,
-    pub(crate) id: String,
-    /// Absolute path of the directory that holds its processes.
-    dir: PathBuf,
-}
-
-impl Identity {
-    fn new(node: &Shared, spec: PodSpec, host_number: Option<u16>) -> Result<Self> {
-        let layout = Layout {
-            driver: spec.driver.unwrap_or(node.layout.driver),
-            runtime: spec.runtime.unwrap_or(node.layout.runtime),
-            root: node.layout.root.clone(),
-        };
-        let uid = random::uuid()?;
-        let dir = node.cgroup.join(layout.pod(spec.qos, &uid));
-        let container = |name: &str| -> Result<Container> {
-            let id = random::hex::<32>()?;
-            Ok(Container { name: name.to_owned(), dir: dir.join(layout.container(&id)), id })
-        };
-        Ok(Self {
-            sandbox: container("POD")?,
-            containers: spec
-                .containers
-                .iter()
-                .map(|name| container(name))
-                .collect::<Result<_>>()?,
-            owner_uid: random::uuid()?,
-            runtime: layout.runtime,
-            host_number,
-            ipv4: node.ipv4(host_number.unwrap_or(NODE_NUMBER)),
-            ipv6: node.ipv6(host_number.unwrap_or(NODE_NUMBER)),
-            started: SystemTime::now(),
-            dir,
-            uid,
-            spec,
-        })
-    }
-}
+/// Exit code of what was killed with SIGKILL.
+const KILLED: i32 = 137;
 
 /// A running pod. Dropping it stops it.
 #[derive(Debug)]
@@ -95,7 +40,22 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// A pod whose containers run as far as anybody can tell, though no program does yet.
     pub(crate) fn start(node: Arc<Shared>, spec: PodSpec) -> Result<Self> {
+        let mut pod = Self::sandbox(node, spec)?;
+        for at in 0..pod.identity.containers.len() {
+            pod.begin(at)?;
+        }
+        pod.change(|identity| {
+            let init = |container: &&mut Container| container.kind == ContainerKind::Init;
+            identity.containers.iter_mut().filter(init).for_each(|container| container.end(0));
+        });
+        pod.report(Phase::Running)?;
+        Ok(pod)
+    }
+
+    /// A pod whose containers wait to be started.
+    pub(crate) fn sandbox(node: Arc<Shared>, spec: PodSpec) -> Result<Self> {
         if spec.containers.is_empty() {
             bail!("pod {}/{} has no container, expected at least one", spec.namespace, spec.name);
         }
@@ -120,22 +80,54 @@ impl Pod {
             node,
         };
         // From here on, dropping the half-made pod takes it apart again.
-        pod.node.report(&pod.identity, Phase::Pending)?;
-        pod.make_cgroups()?;
+        pod.report(Phase::Pending)?;
         pod.start_sandbox()?;
         if let Some(name) = veth {
             pod.connect(name)?;
         }
-        pod.node.report(&pod.identity, Phase::Running)?;
         Ok(pod)
     }
 
-    fn make_cgroups(&self) -> Result<()> {
-        for container in &self.identity.containers {
-            fs::create_dir_all(&container.dir)
-                .with_context(|| container.dir.display().to_string())?;
+    /// Makes the cgroup of the container that is at this place: of a new instance, if one has ended.
+    pub(crate) fn begin(&mut self, at: usize) -> Result<()> {
+        let mut identity = Identity::clone(&self.identity);
+        if identity.containers[at].ended().is_some() {
+            identity.renew(at)?;
         }
+        let dir = &identity.containers[at].dir;
+        fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+        identity.containers[at].begin();
+        self.change(|old| *old = identity);
         Ok(())
+    }
+
+    /// The container that is at this place has ended: its cgroup is removed, with what is left in it.
+    pub(crate) fn end(&mut self, at: usize, exit_code: i32) -> Result<()> {
+        // CRI-O on crun has a directory around it.
+        let mut dir = &*self.identity.containers[at].dir;
+        while let Some(parent) = dir.parent().filter(|parent| *parent != self.identity.dir) {
+            dir = parent;
+        }
+        cgroup::remove(dir)?;
+        self.change(|identity| identity.containers[at].end(exit_code));
+        Ok(())
+    }
+
+    /// Changes what is to be said of it.
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut Identity)) {
+        let mut identity = Identity::clone(&self.identity);
+        change(&mut identity);
+        self.identity = Arc::new(identity);
+        self.node.replace(&self.identity);
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Tells how far it is.
+    pub(crate) fn report(&self, phase: Phase) -> Result<()> {
+        self.node.report(&self.identity, phase)
     }
 
     fn start_sandbox(&mut self) -> Result<()> {
@@ -221,7 +213,7 @@ impl Pod {
         &self.identity.spec.name
     }
 
-    /// Pod UID, a random UUID.
+    /// Pod UID, a random UUID; of a static pod the 32 hexadecimal characters that its cgroups have.
     #[must_use]
     pub fn uid(&self) -> &str {
         &self.identity.uid
@@ -291,11 +283,8 @@ impl Pod {
     fn container(&self, name: &str) -> Result<&Container> {
         let containers = &self.identity.containers;
         containers.iter().find(|container| container.name == name).with_context(|| {
-            format!(
-                "no container {name:?} in {}, expected one of {:?}",
-                self.name(),
-                self.identity.spec.containers
-            )
+            let names: Vec<&str> = containers.iter().map(|container| &*container.name).collect();
+            format!("no container {name:?} in {}, expected one of {names:?}", self.name())
         })
     }
 
@@ -304,22 +293,29 @@ impl Pod {
         if std::mem::replace(&mut self.is_gone, true) {
             return Ok(());
         }
-        let Some(sandbox) = self.sandbox.take() else {
+        if self.sandbox.is_none() {
             self.leave()?;
             return self.node.report_gone(&self.identity);
-        };
+        }
         let asked = SystemTime::now();
-        self.node.report(&self.identity, Phase::Terminating { asked })?;
+        self.report(Phase::Terminating { asked })?;
+        self.take_apart(asked)
+    }
+
+    /// The rest of its end, for one that was told to go at `asked`.
+    pub(crate) fn take_apart(&mut self, asked: SystemTime) -> Result<()> {
+        self.is_gone = true;
         // Deleted by name, because a namespace takes its links away only some time after its last process. It fails when
-        // the node was killed, and the link with it, or when the link was never made.
+        // the node was killed, and the link with it.
         if let Some(veth) = &self.veth {
             let _ = Route::open(&self.node.netns).and_then(|mut route| route.delete_link(veth));
         }
-        drop(sandbox);
-        let ended = Phase::Ended { asked, finished: SystemTime::now() };
+        self.sandbox = None;
         self.leave()?;
+        let killed = |container: &mut Container| container.end(KILLED);
+        self.change(|identity| identity.containers.iter_mut().for_each(killed));
         // As late as from a kubelet: the pod's address may be another's by now.
-        self.node.report(&self.identity, ended)?;
+        self.report(Phase::Ended { asked })?;
         self.node.report_gone(&self.identity)
     }
 

@@ -1,21 +1,23 @@
 //! The pods of a node as the Kubernetes API knows them, from the first object to the last.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
 use crate::cgroup::Qos;
+use crate::identity::{Container, ContainerKind, ContainerState, Ended, Identity};
 use crate::node::{NODE_NUMBER, PREFIX_LENGTHS, Shared};
-use crate::pod::{Container, Identity};
 
 /// How far a pod has come.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Phase {
-    /// The kubelet has taken it on; it has no address yet.
+    /// The kubelet has taken it on; its containers have not all begun.
     Pending,
     /// Its containers run.
     Running,
+    /// Its containers have ended for good. It stays until somebody deletes it.
+    Finished,
     /// It is to be deleted, and still runs.
     Terminating {
         /// When somebody asked for that.
@@ -25,13 +27,8 @@ pub(crate) enum Phase {
     Ended {
         /// As before.
         asked: SystemTime,
-        /// When its last container ended.
-        finished: SystemTime,
     },
 }
-
-/// How long a pod may take to end before it is killed, as the API says.
-const GRACE: Duration = Duration::from_secs(30);
 
 /// A v1 `PodList` of running pods.
 pub(crate) fn pod_list<'a>(node: &Shared, pods: impl Iterator<Item = &'a Arc<Identity>>) -> Value {
@@ -45,32 +42,50 @@ pub(crate) fn pod_list<'a>(node: &Shared, pods: impl Iterator<Item = &'a Arc<Ide
 
 /// A v1 `Pod`.
 pub(crate) fn pod_object(node: &Shared, pod: &Identity, phase: Phase) -> Value {
-    let containers = pod.containers.iter().map(|container| {
-        json!({ "name": container.name, "image": IMAGE, "resources": resources(pod.spec.qos) })
-    });
+    let containers = |wanted: &[ContainerKind]| -> Vec<Value> {
+        let wanted = pod.containers.iter().filter(|container| wanted.contains(&container.kind));
+        let object = |container: &Container| {
+            let mut object = json!({ "name": container.name, "image": IMAGE, "resources": resources(pod.spec.qos) });
+            if container.kind == ContainerKind::Sidecar {
+                object["restartPolicy"] = "Always".into();
+            }
+            object
+        };
+        wanted.map(object).collect()
+    };
     let mut object = json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": metadata(pod, phase),
+        "metadata": metadata(node, pod, phase),
         "spec": {
             "nodeName": node.name(),
-            "restartPolicy": "Always",
-            "containers": containers.collect::<Vec<_>>(),
+            "restartPolicy": pod.spec.restart_policy.as_str(),
+            "terminationGracePeriodSeconds": pod.spec.grace.as_secs(),
+            "containers": containers(&[ContainerKind::App]),
         },
         "status": status(node, pod, phase),
     });
+    let others = [("initContainers", INIT), ("ephemeralContainers", &[ContainerKind::Ephemeral])];
+    for (field, kinds) in others {
+        let containers = containers(kinds);
+        if !containers.is_empty() {
+            object["spec"][field] = containers.into();
+        }
+    }
     if pod.spec.host_network {
         object["spec"]["hostNetwork"] = true.into();
     }
     object
 }
 
-fn metadata(pod: &Identity, phase: Phase) -> Value {
+const INIT: &[ContainerKind] = &[ContainerKind::Init, ContainerKind::Sidecar];
+
+fn metadata(node: &Shared, pod: &Identity, phase: Phase) -> Value {
     let spec = &pod.spec;
     let mut metadata = json!({
         "name": spec.name,
         "namespace": spec.namespace,
-        "uid": pod.uid,
+        "uid": pod.mirror_uid.as_ref().unwrap_or(&pod.uid),
         "creationTimestamp": rfc3339(pod.started),
         "resourceVersion": "1",
         "labels": spec.labels,
@@ -85,9 +100,23 @@ fn metadata(pod: &Identity, phase: Phase) -> Value {
             "blockOwnerDeletion": true,
         }]);
     }
-    if let Phase::Terminating { asked } | Phase::Ended { asked, .. } = phase {
-        metadata["deletionTimestamp"] = rfc3339(asked + GRACE).into();
-        metadata["deletionGracePeriodSeconds"] = GRACE.as_secs().into();
+    if pod.mirror_uid.is_some() {
+        metadata["annotations"] = json!({
+            "kubernetes.io/config.hash": pod.uid,
+            "kubernetes.io/config.mirror": pod.uid,
+            "kubernetes.io/config.source": "file",
+        });
+        metadata["ownerReferences"] = json!([{
+            "apiVersion": "v1",
+            "kind": "Node",
+            "name": node.name(),
+            "uid": pod.owner_uid,
+            "controller": true,
+        }]);
+    }
+    if let Phase::Terminating { asked } | Phase::Ended { asked } = phase {
+        metadata["deletionTimestamp"] = rfc3339(asked + spec.grace).into();
+        metadata["deletionGracePeriodSeconds"] = spec.grace.as_secs().into();
     }
     metadata
 }
@@ -96,54 +125,91 @@ fn status(node: &Shared, pod: &Identity, phase: Phase) -> Value {
     let started = rfc3339(pod.started);
     let condition =
         |kind: &str| json!({ "type": kind, "status": "True", "lastTransitionTime": started });
-    let statuses = pod.containers.iter().map(|container| container_status(pod, container, phase));
+    let statuses = |wanted: &[ContainerKind]| -> Vec<Value> {
+        let wanted = pod.containers.iter().filter(|container| wanted.contains(&container.kind));
+        wanted.map(|container| container_status(pod, container)).collect()
+    };
     let mut status = json!({
-        "phase": match phase {
-            Phase::Pending => "Pending",
-            Phase::Running | Phase::Terminating { .. } => "Running",
-            Phase::Ended { .. } => "Failed",
-        },
+        "phase": phase_name(pod, phase),
         "qosClass": pod.spec.qos.as_str(),
         "hostIP": node.ipv4(NODE_NUMBER),
         "hostIPs": [{ "ip": node.ipv4(NODE_NUMBER) }, { "ip": node.ipv6(NODE_NUMBER) }],
         "startTime": started,
         "conditions": [condition("PodScheduled")],
-        "containerStatuses": statuses.collect::<Vec<_>>(),
+        "containerStatuses": statuses(&[ContainerKind::App]),
     });
-    if !matches!(phase, Phase::Pending) {
+    let others = [
+        ("initContainerStatuses", INIT),
+        ("ephemeralContainerStatuses", &[ContainerKind::Ephemeral]),
+    ];
+    for (field, kinds) in others {
+        let statuses = statuses(kinds);
+        if !statuses.is_empty() {
+            status[field] = statuses.into();
+        }
+    }
+    if pod.containers.iter().any(|container| container.state != ContainerState::Waiting) {
         status["podIP"] = pod.ipv4.to_string().into();
         status["podIPs"] = json!([{ "ip": pod.ipv4 }, { "ip": pod.ipv6 }]);
+    }
+    if matches!(phase, Phase::Running) {
         status["conditions"] = json!([condition("PodScheduled"), condition("Ready")]);
     }
     status
 }
 
-fn container_status(pod: &Identity, container: &Container, phase: Phase) -> Value {
-    let started = rfc3339(pod.started);
-    let id = pod.runtime.container_uri(&container.id);
-    let running = matches!(phase, Phase::Running | Phase::Terminating { .. });
+fn phase_name(pod: &Identity, phase: Phase) -> &'static str {
+    let mut apps = pod.containers.iter().filter(|container| container.kind == ContainerKind::App);
+    match phase {
+        Phase::Pending => "Pending",
+        Phase::Running => "Running",
+        Phase::Finished | Phase::Terminating { .. } | Phase::Ended { .. } => {
+            if apps.clone().any(Container::is_running) {
+                "Running"
+            } else if apps.clone().all(|container| container.state == ContainerState::Waiting) {
+                "Pending"
+            } else if apps.all(|container| container.ended().is_some_and(|end| end.exit_code == 0))
+            {
+                "Succeeded"
+            } else {
+                "Failed"
+            }
+        }
+    }
+}
+
+fn container_status(pod: &Identity, container: &Container) -> Value {
+    let uri = |id: &str| pod.runtime().container_uri(id);
+    let terminated = |id: &str, end: Ended| {
+        json!({ "terminated": {
+            "containerID": uri(id),
+            "exitCode": end.exit_code,
+            "reason": if end.exit_code == 0 { "Completed" } else { "Error" },
+            "startedAt": rfc3339(end.started),
+            "finishedAt": rfc3339(end.finished),
+        } })
+    };
     let mut status = json!({
         "name": container.name,
         "image": IMAGE,
         "imageID": "",
-        "ready": running,
-        "started": running,
-        "restartCount": 0,
-        "state": match phase {
-            Phase::Pending => json!({ "waiting": { "reason": "ContainerCreating" } }),
-            Phase::Running | Phase::Terminating { .. } => json!({ "running": { "startedAt": started } }),
-            Phase::Ended { finished, .. } => json!({ "terminated": {
-                "containerID": id,
-                "exitCode": 137,
-                "reason": "Error",
-                "startedAt": started,
-                "finishedAt": rfc3339(finished),
-            } }),
+        "ready": container.is_running(),
+        "started": container.is_running(),
+        "restartCount": container.restarts,
+        "state": match container.state {
+            ContainerState::Waiting => json!({ "waiting": { "reason": "ContainerCreating" } }),
+            ContainerState::Running { since } => {
+                json!({ "running": { "startedAt": rfc3339(since) } })
+            }
+            ContainerState::Ended(end) => terminated(&container.id, end),
         },
-        "lastState": {},
+        "lastState": match &container.last {
+            None => json!({}),
+            Some((id, end)) => terminated(id, *end),
+        },
     });
-    if !matches!(phase, Phase::Pending) {
-        status["containerID"] = id.into();
+    if container.state != ContainerState::Waiting {
+        status["containerID"] = uri(&container.id).into();
     }
     status
 }
@@ -203,6 +269,8 @@ pub(crate) fn rfc3339(time: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

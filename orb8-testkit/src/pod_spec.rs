@@ -1,6 +1,7 @@
 //! How a pod is to be, as a manifest would say it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::cgroup::{CgroupDriver, Qos, Runtime};
 
@@ -11,6 +12,30 @@ pub struct Owner {
     pub kind: String,
     /// Name of the owning object.
     pub name: String,
+}
+
+/// Which containers are started again when they have ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RestartPolicy {
+    /// All.
+    #[default]
+    Always,
+    /// Those that failed.
+    OnFailure,
+    /// None.
+    Never,
+}
+
+impl RestartPolicy {
+    /// As the API spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::OnFailure => "OnFailure",
+            Self::Never => "Never",
+        }
+    }
 }
 
 /// How a pod is to be.
@@ -24,6 +49,14 @@ pub struct PodSpec {
     pub qos: Qos,
     /// Names of the containers, at least one.
     pub containers: Vec<String>,
+    /// Names of the init containers, in the order in which they run.
+    pub init_containers: Vec<String>,
+    /// Those of them that stay: sidecars.
+    pub sidecars: Vec<String>,
+    /// Which containers a kubelet starts again.
+    pub restart_policy: RestartPolicy,
+    /// How long its containers may take to end after SIGTERM.
+    pub grace: Duration,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Owner; a bare pod has none.
@@ -36,6 +69,8 @@ pub struct PodSpec {
     pub host_number: Option<u16>,
     /// Name of the host side of its veth: for tests of reused names. Otherwise a random one.
     pub veth: Option<String>,
+    /// Whether it comes from a file of the node, so that the API has a mirror of it, with a UID of its own.
+    pub static_pod: bool,
     /// Whether the bridge keeps from it what is for everybody (ARP requests, multicast), which hundreds of pods would
     /// otherwise hear from each other. It cannot be the target of pods on its node then.
     pub without_floods: bool,
@@ -52,6 +87,11 @@ impl PodSpec {
             name: name.to_owned(),
             qos: Qos::default(),
             containers: vec!["app".to_owned()],
+            init_containers: Vec::new(),
+            sidecars: Vec::new(),
+            static_pod: false,
+            restart_policy: RestartPolicy::default(),
+            grace: Duration::from_secs(30),
             labels: BTreeMap::new(),
             owner: None,
             driver: None,

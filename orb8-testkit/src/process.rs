@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -125,6 +126,21 @@ impl Process {
             kill_process(pid, signal).with_context(|| format!("{signal:?} to `{}`", self.name))?;
         }
         Ok(())
+    }
+
+    /// What became of a program that has ended: its exit code (128 and the signal's number, if a signal ended it), and
+    /// the last that it said about itself.
+    pub(crate) fn outcome(&mut self) -> Result<(i32, Summary)> {
+        let status = self.child.wait().with_context(|| format!("`{}`", self.name))?;
+        let mut summary = Summary::default();
+        // A process that it left behind may hold the other end.
+        while let Some(lines) = &mut self.lines
+            && let Line::Text(line) = lines.next(Duration::ZERO)?
+        {
+            summary = serde_json::from_str(&line).unwrap_or(summary);
+        }
+        let exit_code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+        Ok((exit_code.unwrap_or_default(), summary))
     }
 
     /// Kills the program at once and reaps it.

@@ -30,6 +30,7 @@ pub use faults::{Break, Faults, Gone, Trickle};
 pub use request_log::LoggedRequest;
 
 use crate::Netns;
+use kinds::Kind;
 use store::Store;
 
 /// A running API. Dropping it closes its port and every connection.
@@ -147,6 +148,20 @@ impl KubeApi {
     /// When this API does not serve the kind.
     pub fn delete(&self, kind: &str, namespace: &str, name: &str) -> Result<bool> {
         self.shared.delete(kind, namespace, name)
+    }
+
+    /// An object as it is now, whatever clients are told; none when there is none.
+    ///
+    /// # Errors
+    /// When this API does not serve the kind.
+    pub fn object(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<Value>> {
+        let object = lock(&self.shared.store).get(Kind::named(kind)?, namespace, name);
+        Ok(object.map(|object| Value::clone(&object)))
+    }
+
+    /// Lets every answer and every event reach clients this late. What they tell of has happened by then.
+    pub fn delay(&self, delay: Duration) {
+        self.faults(|faults| faults.delay = delay);
     }
 
     /// Changes how it fails, from now on.
