@@ -10,19 +10,13 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::loaded_programs;
 use orb8_agent::config::TcAttach;
-use orb8_testkit::{Node, NodeOptions, Pod, PodSpec, Process, Program, program::UdpSend};
+use orb8_testkit::{Process, Program, program::UdpSend};
 use orb8_tests::{
-    AgentProcess, Client, Traced, address, assert_exact,
-    hooks::{filters_at, has_clsact, is_orb8, programs_at},
+    AgentProcess, Client, Scene, Traced, address, assert_exact,
+    hooks::{filters_at, has_clsact, is_orb8},
 };
 
 const PER_SECOND: u64 = 2_000;
-
-struct Scene {
-    node: Node,
-    client: Pod,
-    server: Pod,
-}
 
 /// Datagrams that flow while something happens.
 struct Traffic {
@@ -30,43 +24,22 @@ struct Traffic {
     sink: Process,
 }
 
-impl Scene {
-    /// The calling thread is in the node's network namespace from here on.
-    fn start() -> Result<Self> {
-        let node = Node::start(NodeOptions::default())?;
-        node.enter()?;
-        let client = node.start_pod(PodSpec::new("shop", "client"))?;
-        let server = node.start_pod(PodSpec::new("shop", "server"))?;
-        Ok(Self { node, client, server })
-    }
-
+impl Traffic {
     /// Datagrams for the given number of seconds.
-    fn begin_traffic(&self, seconds: u64) -> Result<Traffic> {
-        let sink = self.server.spawn("app", &Program::udp_sink(Ipv4Addr::UNSPECIFIED, 0))?;
+    fn begin(scene: &Scene, seconds: u64) -> Result<Self> {
+        let sink = scene.server.spawn("app", &Program::udp_sink(Ipv4Addr::UNSPECIFIED, 0))?;
         let port = sink.addr().context("the sink listens")?.port();
         let send = UdpSend {
-            to: address(&self.server, false, port),
+            to: address(&scene.server, false, port),
             packets: PER_SECOND * seconds,
             size: 64,
             pps: Some(PER_SECOND),
             from_port: None,
             await_echo: false,
         };
-        Ok(Traffic { sender: self.client.spawn("app", &Program::UdpSend(send))?, sink })
+        Ok(Self { sender: scene.client.spawn("app", &Program::UdpSend(send))?, sink })
     }
 
-    fn programs(&self) -> Result<Vec<String>> {
-        let mut names = programs_at(&self.node, self.client.veth())?;
-        names.extend(programs_at(&self.node, self.server.veth())?);
-        Ok(names)
-    }
-
-    fn veths(&self) -> [&str; 2] {
-        [self.client.veth(), self.server.veth()]
-    }
-}
-
-impl Traffic {
     /// Every datagram has arrived.
     fn end(self) -> Result<()> {
         self.end_but_for_qdiscs(0)
@@ -133,9 +106,9 @@ fn counts_again(scene: &Scene, agent: &Client) -> Result<()> {
 
 #[test]
 fn a_killed_agent_with_tcx_leaves_nothing_and_costs_no_packet() -> Result<()> {
-    let scene = Scene::start()?;
+    let scene = Scene::start_inside()?;
     let agent = start(&scene, "tcx")?;
-    let traffic = scene.begin_traffic(3)?;
+    let traffic = Traffic::begin(&scene, 3)?;
     let ids = programs_of(agent.pid())?;
     assert_eq!(scene.programs()?.iter().filter(|name| is_orb8(name)).count(), 4);
     std::thread::sleep(Duration::from_millis(500));
@@ -145,7 +118,7 @@ fn a_killed_agent_with_tcx_leaves_nothing_and_costs_no_packet() -> Result<()> {
     // The next one finds a clean node.
     let agent = start(&scene, "tcx")?;
     traffic.end()?;
-    scene.begin_traffic(1)?.end()?;
+    Traffic::begin(&scene, 1)?.end()?;
     counts_again(&scene, &agent)?;
     agent.terminate()?;
     Ok(())
@@ -153,9 +126,9 @@ fn a_killed_agent_with_tcx_leaves_nothing_and_costs_no_packet() -> Result<()> {
 
 #[test]
 fn what_an_agent_killed_with_clsact_leaves_is_cleared_by_the_next() -> Result<()> {
-    let scene = Scene::start()?;
+    let scene = Scene::start_inside()?;
     let agent = start(&scene, "clsact")?;
-    let traffic = scene.begin_traffic(1)?;
+    let traffic = Traffic::begin(&scene, 1)?;
     let ids = programs_of(agent.pid())?;
     std::thread::sleep(Duration::from_millis(300));
     agent.kill();
@@ -163,7 +136,7 @@ fn what_an_agent_killed_with_clsact_leaves_is_cleared_by_the_next() -> Result<()
     assert_eq!(scene.programs()?.len(), 4, "clsact keeps filters of the dead");
 
     // Under traffic, whichever way the next one attaches.
-    let traffic = scene.begin_traffic(3)?;
+    let traffic = Traffic::begin(&scene, 3)?;
     let next = start(&scene, "tcx")?;
     for veth in scene.veths() {
         assert_eq!(filters_at(&scene.node, veth)?, [""; 0]);
@@ -181,7 +154,7 @@ fn what_an_agent_killed_with_clsact_leaves_is_cleared_by_the_next() -> Result<()
     for veth in scene.veths() {
         assert_eq!(filters_at(&scene.node, veth)?, ["orb8_ingress", "orb8_egress"]);
     }
-    scene.begin_traffic(1)?.end()?;
+    Traffic::begin(&scene, 1)?.end()?;
     counts_again(&scene, &next)?;
     next.terminate()?;
     for veth in scene.veths() {
@@ -192,20 +165,20 @@ fn what_an_agent_killed_with_clsact_leaves_is_cleared_by_the_next() -> Result<()
 
 #[test]
 fn filters_of_another_running_orb8_are_not_removed() -> Result<()> {
-    let scene = Scene::start()?;
+    let scene = Scene::start_inside()?;
     let first = Traced::start(&scene.node, |config| config.tc_attach = TcAttach::Clsact)?;
     let second = start(&scene, "clsact")?;
     for veth in scene.veths() {
         let filters = filters_at(&scene.node, veth)?;
         assert_eq!(filters.iter().filter(|name| is_orb8(name)).count(), 4, "{filters:?}");
     }
-    scene.begin_traffic(1)?.end()?;
+    Traffic::begin(&scene, 1)?.end()?;
     counts_again(&scene, &first)?;
     counts_again(&scene, &second)?;
 
     // Nor when the other goes.
     second.terminate()?;
-    scene.begin_traffic(1)?.end()?;
+    Traffic::begin(&scene, 1)?.end()?;
     counts_again(&scene, &first)?;
     first.stop()?;
     for veth in scene.veths() {
@@ -217,9 +190,9 @@ fn filters_of_another_running_orb8_are_not_removed() -> Result<()> {
 
 /// A stop under traffic changes as many clsact qdiscs.
 fn a_stopped_agent_leaves_nothing(how: &str, qdiscs: u64) -> Result<()> {
-    let scene = Scene::start()?;
+    let scene = Scene::start_inside()?;
     let agent = start(&scene, how)?;
-    let traffic = scene.begin_traffic(2)?;
+    let traffic = Traffic::begin(&scene, 2)?;
     let ids = programs_of(agent.pid())?;
     let log = agent.terminate()?;
     assert!(log.contains("stopped"), "{log}");

@@ -6,10 +6,10 @@ use std::net::Ipv4Addr;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::TcAttachType;
 use orb8_agent::config::TcAttach;
-use orb8_testkit::{Node, NodeOptions, Pod, PodSpec, Program};
+use orb8_testkit::Program;
 use orb8_tests::{
-    Classifier, DROPPER, Place, Traced, address, assert_exact,
-    hooks::{filters_at, has_clsact, is_orb8, programs_at, tc},
+    Classifier, DROPPER, Place, Scene, Traced, address, assert_exact,
+    hooks::{filters_at, has_clsact, is_orb8, tc},
 };
 
 /// Dropped where it leaves the client, by somebody else.
@@ -20,52 +20,29 @@ const NOT_RECEIVED: u16 = 9997;
 const FREE: u16 = 9998;
 const PACKETS: u64 = 50;
 
-struct Scene {
-    node: Node,
-    client: Pod,
-    server: Pod,
+fn trace(scene: &Scene, how: TcAttach) -> Result<Traced> {
+    Traced::start(&scene.node, |config| config.tc_attach = how)
 }
 
-impl Scene {
-    /// The calling thread is in the node's network namespace from here on.
-    fn start() -> Result<Self> {
-        let node = Node::start(NodeOptions::default())?;
-        node.enter()?;
-        let client = node.start_pod(PodSpec::new("shop", "client"))?;
-        let server = node.start_pod(PodSpec::new("shop", "server"))?;
-        Ok(Self { node, client, server })
-    }
+fn drop_both(scene: &Scene, place: Place) -> Result<[Classifier; 2]> {
+    let [sender, receiver] = scene.veths();
+    Ok([
+        Classifier::dropper(sender, TcAttachType::Ingress, place, NOT_SENT)?,
+        Classifier::dropper(receiver, TcAttachType::Egress, place, NOT_RECEIVED)?,
+    ])
+}
 
-    fn trace(&self, how: TcAttach) -> Result<Traced> {
-        Traced::start(&self.node, |config| config.tc_attach = how)
-    }
+fn arrives(scene: &Scene, port: u16) -> Result<u64> {
+    let mut sink = scene.server.spawn("app", &Program::udp_sink(Ipv4Addr::UNSPECIFIED, port))?;
+    let send = Program::udp_send(address(&scene.server, false, port), PACKETS, 64);
+    scene.client.spawn("app", &send)?.wait()?;
+    Ok(sink.stop()?.packets)
+}
 
-    fn drop_both(&self, place: Place) -> Result<[Classifier; 2]> {
-        let (sender, receiver) = (self.client.veth(), self.server.veth());
-        Ok([
-            Classifier::dropper(sender, TcAttachType::Ingress, place, NOT_SENT)?,
-            Classifier::dropper(receiver, TcAttachType::Egress, place, NOT_RECEIVED)?,
-        ])
-    }
-
-    fn arrives(&self, port: u16) -> Result<u64> {
-        let mut sink = self.server.spawn("app", &Program::udp_sink(Ipv4Addr::UNSPECIFIED, port))?;
-        let send = Program::udp_send(address(&self.server, false, port), PACKETS, 64);
-        self.client.spawn("app", &send)?.wait()?;
-        Ok(sink.stop()?.packets)
-    }
-
-    fn ensure_they_drop(&self) -> Result<()> {
-        let arrived = [self.arrives(NOT_SENT)?, self.arrives(NOT_RECEIVED)?, self.arrives(FREE)?];
-        ensure!(arrived == [0, 0, PACKETS], "{arrived:?} arrived, expected [0, 0, {PACKETS}]");
-        Ok(())
-    }
-
-    fn programs(&self) -> Result<Vec<String>> {
-        let mut names = programs_at(&self.node, self.client.veth())?;
-        names.extend(programs_at(&self.node, self.server.veth())?);
-        Ok(names)
-    }
+fn ensure_they_drop(scene: &Scene) -> Result<()> {
+    let arrived = [arrives(scene, NOT_SENT)?, arrives(scene, NOT_RECEIVED)?, arrives(scene, FREE)?];
+    ensure!(arrived == [0, 0, PACKETS], "{arrived:?} arrived, expected [0, 0, {PACKETS}]");
+    Ok(())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,16 +54,16 @@ enum When {
 fn they_keep_dropping(scene: &Scene, ours: TcAttach, theirs: Place, when: When) -> Result<()> {
     let (traced, theirs) = match when {
         When::BeforeOrb8 => {
-            let theirs = scene.drop_both(theirs)?;
-            (scene.trace(ours)?, theirs)
+            let theirs = drop_both(scene, theirs)?;
+            (trace(scene, ours)?, theirs)
         }
-        When::AfterOrb8 => (scene.trace(ours)?, scene.drop_both(theirs)?),
+        When::AfterOrb8 => (trace(scene, ours)?, drop_both(scene, theirs)?),
     };
-    scene.ensure_they_drop().context("while orb8 runs")?;
+    ensure_they_drop(scene).context("while orb8 runs")?;
     let both = scene.programs()?;
     ensure!(both.iter().filter(|name| is_orb8(name)).count() == 4, "{both:?}");
     traced.stop()?;
-    scene.ensure_they_drop().context("after orb8 has gone")?;
+    ensure_they_drop(scene).context("after orb8 has gone")?;
     let left = scene.programs()?;
     ensure!(left == [DROPPER, DROPPER], "{left:?} are left, expected theirs");
     drop(theirs);
@@ -94,7 +71,7 @@ fn they_keep_dropping(scene: &Scene, ours: TcAttach, theirs: Place, when: When) 
 }
 
 fn in_every_order(ours: TcAttach, theirs: &[Place]) -> Result<()> {
-    let scene = Scene::start()?;
+    let scene = Scene::start_inside()?;
     for place in theirs {
         for when in [When::BeforeOrb8, When::AfterOrb8] {
             they_keep_dropping(&scene, ours, *place, when)
@@ -131,10 +108,10 @@ fn a_clsact_filter_of_others_keeps_dropping_beside_clsact() -> Result<()> {
 fn what_others_drop_is_counted_where_the_kernel_counts_it() -> Result<()> {
     for (ours, theirs) in [(TcAttach::Tcx, Place::First), (TcAttach::Clsact, Place::Clsact(49_152))]
     {
-        let scene = Scene::start()?;
-        let _theirs = scene.drop_both(theirs)?;
-        let traced = scene.trace(ours)?;
-        scene.ensure_they_drop()?;
+        let scene = Scene::start_inside()?;
+        let _theirs = drop_both(&scene, theirs)?;
+        let traced = trace(&scene, ours)?;
+        ensure_they_drop(&scene)?;
         let client = traced.quiet_counters(scene.client.veth())?;
         assert_exact(&client).with_context(|| format!("{ours:?} and {theirs:?}"))?;
         ensure!(client.kernel_ingress_packets >= 3 * PACKETS, "{client:?}");
@@ -147,10 +124,10 @@ fn what_others_drop_is_counted_where_the_kernel_counts_it() -> Result<()> {
 
 #[test]
 fn a_clsact_that_orb8_made_goes_with_it_and_one_that_others_made_stays() -> Result<()> {
-    let scene = Scene::start()?;
+    let scene = Scene::start_inside()?;
     let (node, made_by_orb8, theirs) = (&scene.node, scene.client.veth(), scene.server.veth());
     tc(node, &["qdisc", "add", "dev", theirs, "clsact"])?;
-    let traced = scene.trace(TcAttach::Clsact)?;
+    let traced = trace(&scene, TcAttach::Clsact)?;
     for interface in [made_by_orb8, theirs] {
         assert!(has_clsact(node, interface)?);
         assert_eq!(filters_at(node, interface)?, ["orb8_ingress", "orb8_egress"]);
@@ -161,7 +138,7 @@ fn a_clsact_that_orb8_made_goes_with_it_and_one_that_others_made_stays() -> Resu
     assert_eq!(filters_at(node, theirs)?, [""; 0]);
 
     // Unless somebody has come to use it in the meantime.
-    let traced = scene.trace(TcAttach::Clsact)?;
+    let traced = trace(&scene, TcAttach::Clsact)?;
     let place = Place::Clsact(7);
     let _dropper = Classifier::dropper(made_by_orb8, TcAttachType::Ingress, place, NOT_SENT)?;
     traced.stop()?;

@@ -9,40 +9,21 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use orb8_proto::{Direction, FlowQuery, NetworkFlow};
-use orb8_testkit::{Node, NodeOptions, Pod, PodSpec, Program};
-use orb8_tests::{Classifier, Traced, address, assert_exact};
+use orb8_testkit::Program;
+use orb8_tests::{Classifier, Scene, Traced, address, assert_exact};
 use rustix::{
     net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-struct Scene {
-    node: Node,
-    client: Pod,
-    server: Pod,
-}
-
-impl Scene {
-    fn start() -> Result<Self> {
-        let node = Node::start(NodeOptions::default())?;
-        let client = node.start_pod(PodSpec::new("shop", "client"))?;
-        let server = node.start_pod(PodSpec::new("shop", "server"))?;
-        Ok(Self { node, client, server })
-    }
-
-    fn server_ip(&self, ipv6: bool) -> IpAddr {
-        address(&self.server, ipv6, 0).ip()
-    }
-
-    /// Flows of the client's interface, which is exact.
-    fn flows(&self, traced: &Traced) -> Result<Vec<NetworkFlow>> {
-        let now = traced.quiet_counters(self.client.veth())?;
-        assert_exact(&now)?;
-        let interface = self.client.veth().into();
-        let flows = traced.flows(FlowQuery { interface, limit: 10_000, ..Default::default() })?;
-        ensure!(flows.iter().all(|f| !f.malformed), "{flows:?}");
-        Ok(flows)
-    }
+/// Flows of the client's interface, which is exact.
+fn flows(scene: &Scene, traced: &Traced) -> Result<Vec<NetworkFlow>> {
+    let now = traced.quiet_counters(scene.client.veth())?;
+    assert_exact(&now)?;
+    let interface = scene.client.veth().into();
+    let flows = traced.flows(FlowQuery { interface, limit: 10_000, ..Default::default() })?;
+    ensure!(flows.iter().all(|f| !f.malformed), "{flows:?}");
+    Ok(flows)
 }
 
 /// Moves the calling thread into a network namespace, for good.
@@ -81,7 +62,7 @@ fn pings_and_neighbour_discovery_are_told_by_their_types() -> Result<()> {
     for ipv6 in [false, true] {
         ping(scene.client.netns_path().to_owned(), scene.server_ip(ipv6), 5)?;
     }
-    let flows = scene.flows(&traced)?;
+    let flows = flows(&scene, &traced)?;
     let pairs = [("icmp", 8, 0, 14 + 20 + 8), ("ipv6-icmp", 128, 129, 14 + 40 + 8)];
     for (protocol, request, reply, size) in pairs {
         for (direction, kind) in [(Direction::Egress, request), (Direction::Ingress, reply)] {
@@ -110,7 +91,7 @@ fn a_port_that_nobody_listens_on_answers_by_icmp() -> Result<()> {
         let send = Program::udp_send(address(&scene.server, ipv6, 7009), 1, 64);
         scene.client.spawn("app", &send)?.wait()?;
     }
-    let flows = scene.flows(&traced)?;
+    let flows = flows(&scene, &traced)?;
     for (kind, code) in [(3, 3), (1, 4)] {
         let flow = icmp(&flows, Direction::Ingress, kind)?;
         assert_eq!(flow.icmp_code, Some(code), "{flow:?}");
@@ -130,7 +111,7 @@ fn fragments_are_counted_and_no_payload_is_taken_for_ports() -> Result<()> {
         scene.client.spawn("app", &send)?.wait()?;
         assert_eq!(sink.stop()?.bytes, DATAGRAMS * 20_000);
     }
-    let flows = scene.flows(&traced)?;
+    let flows = flows(&scene, &traced)?;
     // Header and bytes that a fragment of an MTU of 1500 carries, in units of 8.
     for (ipv6, header, share) in [(false, 20, 1_480), (true, 40 + 8, 1_448)] {
         let to = scene.server_ip(ipv6).to_string();
@@ -165,7 +146,7 @@ fn a_tagged_packet_shows_its_vlan_and_its_ports() -> Result<()> {
     });
     let _tagger = tagger.join().map_err(|_panic| anyhow::anyhow!("the tagger panicked"))??;
     scene.client.spawn("app", &Program::udp_send(to, 10, 64))?.wait()?;
-    let flows = scene.flows(&traced)?;
+    let flows = flows(&scene, &traced)?;
     let tagged: Vec<_> = flows.iter().filter(|f| f.dst_port == 7001).collect();
     assert_eq!(tagged.len(), 1, "{tagged:?}");
     assert_eq!((tagged[0].vlan_id, &*tagged[0].protocol), (Some(VLAN.into()), "udp"));
@@ -222,7 +203,7 @@ fn a_large_transfer_is_one_flow_each_way_whose_segments_are_counted() -> Result<
         let _sink = scene.server.spawn("app", &Program::tcp_sink(scene.server_ip(ipv6), 7002))?;
         let send = Program::tcp_send(address(&scene.server, ipv6, 7002), BYTES);
         scene.client.spawn("app", &send)?.wait()?;
-        let flows = scene.flows(&traced)?;
+        let flows = flows(&scene, &traced)?;
         let of: Vec<_> = flows.iter().filter(|f| f.dst_port == 7002).collect();
         let back: Vec<_> = flows.iter().filter(|f| f.src_port == 7002).collect();
         assert_eq!((of.len(), back.len()), (1, 1), "{of:?} {back:?}");

@@ -19,6 +19,8 @@ pub enum Program {
     UdpSink(UdpSink),
     /// Send an exact number of UDP datagrams
     UdpSend(UdpSend),
+    /// Send an exact number of UDP datagrams to each of several addresses; SIGTERM ends it early, and it says how many
+    UdpTalk(UdpTalk),
     /// Server. Send every datagram back
     UdpEcho(Bind),
     /// Server. Read TCP connections to their end and answer how many bytes that were (8 bytes, big endian)
@@ -89,6 +91,29 @@ pub struct UdpSend {
     /// Wait up to a second for a `udp-echo` to answer each datagram
     #[arg(long)]
     pub await_echo: bool,
+}
+
+/// See [`Program::UdpTalk`]. It ends when all that it has sent has left its network namespace.
+#[derive(Args, Clone, Debug, PartialEq, Serialize)]
+pub struct UdpTalk {
+    /// Where to send, in turn; IPv4 and IPv6 from the same socket
+    #[arg(long, required = true)]
+    pub to: Vec<SocketAddr>,
+    /// How many datagrams to each address
+    #[arg(long)]
+    pub packets: u64,
+    /// Payload of each, in bytes
+    #[arg(long, default_value_t = 64)]
+    pub size: usize,
+    /// Datagrams per second, over all addresses
+    #[arg(long)]
+    pub pps: u64,
+    /// Source port; 0: the kernel chooses
+    #[arg(long, default_value_t = 0)]
+    pub from_port: u16,
+    /// Then stay until SIGTERM
+    #[arg(long)]
+    pub stay: bool,
 }
 
 /// See [`Program::TcpSink`].
@@ -257,6 +282,12 @@ impl Program {
                 | Self::DnsServer(_)
                 | Self::HoldFlows(_)
         )
+    }
+
+    /// Whether it ends without being told.
+    #[must_use]
+    pub fn ends(&self) -> bool {
+        !self.is_server() && !matches!(self, Self::UdpTalk(talk) if talk.stay)
     }
 
     /// A [`Program::UdpSink`] on one port of `address`; 0 takes a free one.

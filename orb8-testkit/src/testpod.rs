@@ -8,6 +8,7 @@ mod neighbour;
 mod place;
 mod report;
 mod run_time;
+mod talk;
 mod tcp;
 mod udp;
 
@@ -49,13 +50,14 @@ pub(crate) fn main() -> Result<()> {
     if run_time.supervised {
         report::entered()?;
     }
-    if !program.is_server() {
+    if program.ends() {
         run_time::give_up_after(timeout);
     }
     match program {
         Program::Hold(hold) => hold::hold(&hold, run_time),
         Program::UdpSink(sink) => udp::sink(&sink, run_time),
         Program::UdpSend(send) => udp::send(&send),
+        Program::UdpTalk(talk) => talk::talk(&talk),
         Program::UdpEcho(echo) => udp::echo(&echo, run_time),
         Program::TcpSink(sink) => tcp::sink(&sink, run_time),
         Program::TcpSend(send) => tcp::send(&send),

@@ -4,13 +4,13 @@ use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
     ops::Deref,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use orb8_agent::config::{DEFAULT_GRPC_PORT, DEFAULT_METRICS_PORT};
-use orb8_testkit::{Node, Process, Program, program::Exec};
+use orb8_testkit::{KubeApi, Node, Process, Program, program::Exec};
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::Endpoint;
 
@@ -40,13 +40,31 @@ impl AgentProcess {
     /// Starts an agent that knows the node's pods by name, with more `arguments`.
     pub fn start(node: &Node, arguments: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let (pods, log) = (dir.path().join("pods.json"), dir.path().join("log"));
+        let pods = dir.path().join("pods.json");
         node.write_pod_list(&pods)?;
+        Self::start_naming(node, dir, ("--pods", &pods), arguments)
+    }
+
+    /// Starts an agent that asks `api`, which is in the node's network namespace, for names.
+    pub fn start_with_api(node: &Node, api: &KubeApi, arguments: &[&str]) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let kubeconfig = dir.path().join("kubeconfig");
+        api.write_kubeconfig(&kubeconfig, None)?;
+        Self::start_naming(node, dir, ("--kubeconfig", &kubeconfig), arguments)
+    }
+
+    fn start_naming(
+        node: &Node,
+        dir: tempfile::TempDir,
+        (flag, names): (&str, &Path),
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let log = dir.path().join("log");
         let script = format!("exec \"$0\" \"$@\" 2>{}", log.display());
         let mut command = ["sh", "-c", &script].map(String::from).to_vec();
         command.push(binary()?.display().to_string());
         command.extend(["--node-name".into(), node.name().into()]);
-        command.extend(["--pods".into(), pods.display().to_string()]);
+        command.extend([flag.into(), names.display().to_string()]);
         command.extend(arguments.iter().map(ToString::to_string));
         let process = node.spawn("orb8", &Program::Exec(Exec { command }))?;
 

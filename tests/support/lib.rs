@@ -8,6 +8,7 @@ mod containerd;
 mod heard;
 pub mod hooks;
 mod image;
+mod scene;
 mod traced;
 
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ pub use classifier::{Classifier, DROPPER, Place};
 pub use client::Client;
 pub use containerd::{Containerd, OldGroups, RealPod};
 pub use heard::{Heard, Quiet, Sum, Trace};
+pub use scene::Scene;
 pub use traced::Traced;
 
 /// Fails with the numbers unless the agent and the kernel agree on `interface`.

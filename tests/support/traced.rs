@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use orb8_agent::{
     Agent,
     config::{Config, RawConfig},
-    k8s::runtime::RuntimeChoice,
+    k8s::{KubernetesSource, runtime::RuntimeChoice},
 };
-use orb8_testkit::Node;
+use orb8_testkit::{KubeApi, Node};
 
 use crate::{Client, Heard, Trace, client::runtime_in};
 
@@ -16,7 +16,7 @@ use crate::{Client, Heard, Trace, client::runtime_in};
 pub struct Traced {
     client: Client,
     agent: Option<Agent>,
-    _pod_list: tempfile::TempDir,
+    _names: tempfile::TempDir,
 }
 
 impl Deref for Traced {
@@ -33,9 +33,29 @@ impl Traced {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("pods.json");
         node.write_pod_list(&path)?;
+        Self::start_naming(node, dir, |config| {
+            config.pods = Some(path);
+            change(config);
+        })
+    }
+
+    /// Starts an agent that asks `api`, which is in the node's network namespace, for names.
+    pub fn start_with_api(node: &Node, api: &KubeApi) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let kubeconfig = dir.path().join("kubeconfig");
+        api.write_kubeconfig(&kubeconfig, None)?;
+        Self::start_naming(node, dir, |config| {
+            config.kubernetes = Some(KubernetesSource::Kubeconfig(Some(kubeconfig)));
+        })
+    }
+
+    fn start_naming(
+        node: &Node,
+        dir: tempfile::TempDir,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
         let mut config = RawConfig::default().resolve()?;
         config.node_name = node.name().into();
-        config.pods = Some(path);
         config.runtime = RuntimeChoice::Off;
         config.listen = None;
         config.metrics_listen = None;
@@ -49,7 +69,7 @@ impl Traced {
             anyhow::Ok((agent, channel))
         }));
         let (agent, channel) = started??;
-        Ok(Self { client: Client::new(runtime, channel), agent: Some(agent), _pod_list: dir })
+        Ok(Self { client: Client::new(runtime, channel), agent: Some(agent), _names: dir })
     }
 
     /// A client with a connection of its own.
