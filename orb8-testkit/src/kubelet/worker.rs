@@ -197,6 +197,7 @@ impl Running {
 
     fn start(&mut self, at: usize) -> Result<()> {
         self.pod.begin(at)?;
+        self.ended_at.remove(&at);
         let name = self.pod.identity().containers[at].name.clone();
         let program = self.workload.programs.get(&name).context("a container without a program")?;
         let process = self.pod.spawn(&name, program)?;
