@@ -63,7 +63,7 @@ impl Veth {
     pub(crate) fn add(netns: Netns, name: &str) -> Result<Self> {
         let mut route = Route::open(&netns)?;
         let peer = format!("{name}p");
-        route.add_veth(name, &peer, None, None)?;
+        route.add_veth(name, (&peer, None), None, None)?;
         let ifindex = route.link(name)?.index;
         let veth = Self { netns, name: name.to_owned(), ifindex };
         route.set_up(&peer)?;

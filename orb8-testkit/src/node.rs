@@ -23,7 +23,7 @@ use crate::pod_object::{Phase, node_object, pod_list, pod_object};
 use crate::pod_spec::PodSpec;
 use crate::process::Process;
 use crate::program::{Hold, Program};
-use crate::route::Route;
+use crate::route::{Mac, Route};
 use crate::testpod_path;
 
 /// Nodes that this process has started: the next one's number.
@@ -126,12 +126,12 @@ impl Node {
         let n = u8::try_from((number - 1) % NETWORKS)?;
         let (ipv4, ipv6) = (node_ipv4(n, NODE_NUMBER), node_ipv6(n, NODE_NUMBER));
         let (ipv4_bits, ipv6_bits) = PREFIX_LENGTHS;
-        // A fixed address: a bridge without one takes its ports', and pods would lose their gateway when a port goes.
+        let mac = bridge_mac(n).map(|byte| format!("{byte:02x}")).join(":");
         netns.ip(
             &[],
             &format!(
                 "link set lo up\n\
-                 link add br0 address 02:00:0a:f4:{n:02x}:01 type bridge forward_delay 0\n\
+                 link add br0 address {mac} type bridge forward_delay 0\n\
                  addr add {ipv4}/{ipv4_bits} dev br0\n\
                  addr add {ipv6}/{ipv6_bits} dev br0 nodad\n\
                  link set br0 up"
@@ -315,6 +315,11 @@ impl Shared {
         node_ipv6(self.number, host)
     }
 
+    /// The link-layer address of the pods' gateway.
+    pub(crate) fn bridge_mac(&self) -> Mac {
+        bridge_mac(self.number)
+    }
+
     /// Gives the pod a host number, unless it is on the node's own network, and puts it on the list.
     pub(crate) fn admit(
         &self,
@@ -376,6 +381,11 @@ impl Pods {
             }
         }
     }
+}
+
+/// A fixed one: a bridge without takes its ports', and pods would lose their gateway when a port goes.
+fn bridge_mac(node: u8) -> Mac {
+    [0x02, 0, 0x0a, 0xf4, node, 1]
 }
 
 /// Within 10.244.0.0/16.

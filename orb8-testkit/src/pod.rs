@@ -1,7 +1,7 @@
 //! A pod: the cgroups of its containers, and a network namespace behind a veth pair unless it shares the node's.
 
 use std::fs;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Output;
@@ -20,7 +20,7 @@ use crate::pod_spec::PodSpec;
 use crate::process::Process;
 use crate::program::{Hold, Program};
 use crate::random;
-use crate::route::{Addresses, Route};
+use crate::route::{Addresses, Mac, Route};
 
 /// Exit code of what was killed with SIGKILL.
 const KILLED: i32 = 137;
@@ -148,20 +148,37 @@ impl Pod {
 
     fn connect(&mut self, name: String) -> Result<()> {
         let mut node = Route::open(&self.node.netns)?;
-        node.add_veth(&name, "eth0", Some(self.netns.holder()), Some(self.node.bridge))?;
+        let mac = self.static_mac();
+        let bridge = self.node.bridge;
+        node.add_veth(&name, ("eth0", mac), Some(self.netns.holder()), Some(bridge))?;
         // Not before: until here the name may be somebody else's.
         let veth = self.veth.insert(name);
         self.ifindex = node.link(veth)?.index;
-        if self.identity.spec.without_floods {
-            node.stop_floods(self.ifindex)?;
-        }
+        let gateways = [self.node.ipv4(NODE_NUMBER).into(), self.node.ipv6(NODE_NUMBER).into()];
         let addresses = Addresses {
             ipv4: (self.identity.ipv4, PREFIX_LENGTHS.0),
             ipv6: (self.identity.ipv6, PREFIX_LENGTHS.1),
-            gateways: [self.node.ipv4(NODE_NUMBER).into(), self.node.ipv6(NODE_NUMBER).into()],
+            gateways,
         };
-        Route::open(&self.netns)?.configure("eth0", &addresses)?;
-        await_forwarding(&mut node, veth)
+        let mut pod = Route::open(&self.netns)?;
+        pod.configure("eth0", &addresses)?;
+        if let Some(mac) = mac {
+            node.stop_floods(self.ifindex)?;
+            node.add_neighbours(bridge, self.ips(), mac)?;
+            let eth0 = pod.link("eth0")?.index;
+            pod.add_neighbours(eth0, gateways, self.node.bridge_mac())?;
+        }
+        await_forwarding(&mut node, self.veth())
+    }
+
+    /// The address of its interface, if others know it from the start.
+    fn static_mac(&self) -> Option<Mac> {
+        let [high, low] = self.identity.host_number?.to_be_bytes();
+        self.identity.spec.static_neighbours.then_some([0x02, 0, 0x0a, 0xf5, high, low])
+    }
+
+    fn ips(&self) -> [IpAddr; 2] {
+        [self.identity.ipv4.into(), self.identity.ipv6.into()]
     }
 
     /// Starts a program in a container. When this returns it is in the cgroup and the namespace, and a server is ready.
@@ -308,7 +325,12 @@ impl Pod {
         // Deleted by name, because a namespace takes its links away only some time after its last process. It fails when
         // the node was killed, and the link with it.
         if let Some(veth) = &self.veth {
-            let _ = Route::open(&self.node.netns).and_then(|mut route| route.delete_link(veth));
+            let _ = Route::open(&self.node.netns).and_then(|mut route| {
+                if self.static_mac().is_some() {
+                    route.delete_neighbours(self.node.bridge, self.ips())?;
+                }
+                route.delete_link(veth)
+            });
         }
         self.sandbox = None;
         self.leave()?;

@@ -71,9 +71,10 @@ pub struct PodSpec {
     pub veth: Option<String>,
     /// Whether it comes from a file of the node, so that the API has a mirror of it, with a UID of its own.
     pub static_pod: bool,
-    /// Whether the bridge keeps from it what is for everybody (ARP requests, multicast), which hundreds of pods would
-    /// otherwise hear from each other. It cannot be the target of pods on its node then.
-    pub without_floods: bool,
+    /// Whether it and the node know each other's link-layer addresses from the start, and the bridge keeps from it what
+    /// is for everybody, which hundreds of pods would otherwise hear from each other. Other pods cannot reach it then.
+    /// The kernel learns at most 1,024 neighbours by itself, in all network namespaces together.
+    pub static_neighbours: bool,
     /// Whether its containers share the node's network namespace and addresses; it has no veth then.
     pub host_network: bool,
 }
@@ -98,7 +99,7 @@ impl PodSpec {
             runtime: None,
             host_number: None,
             veth: None,
-            without_floods: false,
+            static_neighbours: false,
             host_network: false,
         }
     }

@@ -21,6 +21,16 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// How long [`Process::wait`] waits. Longer than any transfer of the tests, shorter than a patience.
 const WAIT_LIMIT: Duration = Duration::from_secs(120);
 
+/// How a program ended.
+pub(crate) struct Outcome {
+    /// 128 and the signal's number, if a signal ended it.
+    pub(crate) exit_code: i32,
+    /// The last that it said about itself.
+    pub(crate) summary: Summary,
+    /// What it wrote to standard error.
+    pub(crate) complaint: String,
+}
+
 /// A running [`Program`]. Dropping it kills and reaps the process.
 #[derive(Debug)]
 pub struct Process {
@@ -128,9 +138,8 @@ impl Process {
         Ok(())
     }
 
-    /// What became of a program that has ended: its exit code (128 and the signal's number, if a signal ended it), and
-    /// the last that it said about itself.
-    pub(crate) fn outcome(&mut self) -> Result<(i32, Summary)> {
+    /// What became of a program that has ended.
+    pub(crate) fn outcome(&mut self) -> Result<Outcome> {
         let status = self.child.wait().with_context(|| format!("`{}`", self.name))?;
         let mut summary = Summary::default();
         // A process that it left behind may hold the other end.
@@ -140,7 +149,8 @@ impl Process {
             summary = serde_json::from_str(&line).unwrap_or(summary);
         }
         let exit_code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-        Ok((exit_code.unwrap_or_default(), summary))
+        let complaint = self.complaint();
+        Ok(Outcome { exit_code: exit_code.unwrap_or_default(), summary, complaint })
     }
 
     /// Kills the program at once and reaps it.

@@ -156,6 +156,28 @@ fn a_name_of_an_interface_is_used_again_at_once() {
 }
 
 #[test]
+fn static_neighbours_need_no_question_and_are_forgotten_with_their_pod() {
+    let node = Node::start(NodeOptions::default()).unwrap();
+    let spec = || PodSpec { static_neighbours: true, ..PodSpec::new("a", "known") };
+    let of_node = || {
+        let shown = node.exec(&["ip", "neighbour", "show", "nud", "permanent"]).unwrap();
+        String::from_utf8(shown.stdout).unwrap()
+    };
+    let pod = node.start_pod(spec()).unwrap();
+    assert!(of_node().contains(&format!("{} dev br0", pod.ipv4())), "{}", of_node());
+    assert!(of_node().contains(&format!("{} dev br0", pod.ipv6())), "{}", of_node());
+    for ip in [node.ipv4().into(), std::net::IpAddr::from(node.ipv6())] {
+        let server = node.spawn("sink", &Program::tcp_sink(ip, 0)).unwrap();
+        let send = Program::tcp_send(server.addr().unwrap(), 1_000);
+        assert_eq!(pod.spawn("app", &send).unwrap().wait().unwrap().bytes, 1_000);
+    }
+    let learnt = pod.exec(&["ip", "neighbour", "show", "nud", "reachable"]).unwrap();
+    assert_eq!(String::from_utf8(learnt.stdout).unwrap(), "");
+    pod.stop().unwrap();
+    assert_eq!(of_node(), "");
+}
+
+#[test]
 fn every_program_survives_the_way_over_the_command_line() {
     #[derive(clap::Parser)]
     #[command(no_binary_name = true)]

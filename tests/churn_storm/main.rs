@@ -38,6 +38,19 @@ fn number(variable: &str, default: u32) -> Result<u32> {
     }
 }
 
+/// Waits until the agent has attached to this many interfaces. Each look asks for all of them.
+fn await_interfaces(agent: &Client, count: u32) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let there = agent.status()?.interfaces.len();
+        if there >= usize::try_from(count)? {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{there} of {count} interfaces are attached");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 /// Resident memory, and when.
 fn watch_memory(agent: &Client, until: Instant) -> Result<Vec<(Instant, u64)>> {
     let mut samples = Vec::new();
@@ -81,9 +94,7 @@ fn every_byte_of_a_storm_of_pods_finds_its_pod_and_container() -> Result<()> {
     storm.populate()?;
     api.delay(API_DELAY);
     let agent = AgentProcess::start_with_api(&node, &api, &[])?;
-    for veth in storm.interfaces() {
-        agent.wait_attached(&veth)?;
-    }
+    await_interfaces(&agent, size.pods)?;
     let trace = agent.trace(StreamRequest::default())?;
 
     let begun = Instant::now();

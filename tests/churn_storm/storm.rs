@@ -78,10 +78,6 @@ impl<'a> Storm<'a> {
         self.started
     }
 
-    pub(crate) fn interfaces(&self) -> Vec<String> {
-        (0..self.slots.len()).map(interface).collect()
-    }
-
     /// Starts a silent pod in every slot.
     pub(crate) fn populate(&mut self) -> Result<()> {
         let kubelet = Kubelet::of(self.node);
@@ -172,7 +168,7 @@ impl<'a> Storm<'a> {
     fn start_talker(&mut self, number: usize) -> Result<()> {
         let kind = match self.below(100)? {
             0..30 => Kind::Brief,
-            30..40 => Kind::Restarting,
+            30..35 => Kind::Restarting,
             _ => Kind::Lasting,
         };
         let shared_ports = self.below(2)? == 0;
@@ -191,7 +187,7 @@ impl<'a> Storm<'a> {
             workload = workload.program(container, program);
         }
         match kind {
-            Kind::Restarting => workload.backoff = Duration::from_millis(300),
+            Kind::Restarting => workload.backoff = Duration::from_secs(1),
             Kind::Brief => workload.deleted_when_done = true,
             Kind::Lasting | Kind::Silent => {}
         }
@@ -215,7 +211,7 @@ impl<'a> Storm<'a> {
                 let packets = 4 + self.below(6)?;
                 (packets, 2_000 * packets / (50 + self.below(50)?))
             }
-            Kind::Restarting => (10 + self.below(10)?, 40),
+            Kind::Restarting => (20 + self.below(20)?, 12),
             Kind::Lasting | Kind::Silent => (20 + self.below(100)?, 20 + self.below(40)?),
         };
         let talk = UdpTalk {
@@ -252,7 +248,7 @@ fn spec(slot: usize, name: &str) -> Result<PodSpec> {
     Ok(PodSpec {
         host_number: Some(u16::try_from(2 + slot)?),
         veth: Some(interface(slot)),
-        without_floods: true,
+        static_neighbours: true,
         ..PodSpec::new("storm", name)
     })
 }

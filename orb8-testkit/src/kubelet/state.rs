@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 
 use super::NOWHERE;
 use crate::identity::Ended;
+use crate::process::Outcome;
 use crate::{LinkCounters, Summary};
 
 /// How far a pod is.
@@ -75,6 +76,8 @@ pub struct Life {
     pub exit_code: i32,
     /// The last that its program said about itself.
     pub summary: Summary,
+    /// What its program wrote to standard error.
+    pub complaint: String,
 }
 
 impl Default for PodView {
@@ -95,13 +98,14 @@ impl Default for PodView {
 }
 
 impl Life {
-    pub(super) fn new(container: &str, id: &str, ended: Ended, summary: Summary) -> Self {
+    pub(super) fn new(container: &str, id: &str, ended: Ended, outcome: Outcome) -> Self {
         Self {
             container: container.to_owned(),
             id: id.to_owned(),
             lived: ended.finished.duration_since(ended.started).unwrap_or_default(),
             exit_code: ended.exit_code,
-            summary,
+            summary: outcome.summary,
+            complaint: outcome.complaint,
         }
     }
 }

@@ -101,11 +101,11 @@ impl Running {
     /// Removes what is left of a container whose process has ended.
     fn bury(&mut self, at: usize) -> Result<()> {
         let Some((mut process, _)) = self.processes.remove(&at) else { return Ok(()) };
-        let (exit_code, summary) = process.outcome()?;
-        self.pod.end(at, exit_code)?;
+        let outcome = process.outcome()?;
+        self.pod.end(at, outcome.exit_code)?;
         let container = &self.pod.identity().containers[at];
         let ended = container.ended().context("it has not ended")?;
-        self.lives.push(Life::new(&container.name, &container.id, ended, summary));
+        self.lives.push(Life::new(&container.name, &container.id, ended, outcome));
         self.ended_at.insert(at, Instant::now());
         self.untold = true;
         Ok(())

@@ -19,7 +19,7 @@ use rustix::net::{
 use crate::netns::Netns;
 pub(crate) use link::PortState;
 use message::{Message, answers};
-pub(crate) use veth::Addresses;
+pub(crate) use veth::{Addresses, Mac};
 
 /// The kernel answers as soon as it gets the one lock for interfaces.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);

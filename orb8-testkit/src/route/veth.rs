@@ -5,12 +5,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::Result;
 
 use super::link::{IFF_UP, IFLA_IFNAME, IFLA_LINKINFO, RTM_NEWLINK, ifinfomsg};
-use super::message::{Message, NLM_F_CREATE, NLM_F_EXCL, with, with_nested, with_text};
+use super::message::{
+    Message, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, with, with_nested, with_text,
+};
 use super::{Route, family_and_bytes};
 
 const RTM_SETLINK: u16 = 19;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_NEWNEIGH: u16 = 28;
+const RTM_DELNEIGH: u16 = 29;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_NET_NS_PID: u16 = 19;
@@ -27,6 +34,9 @@ const RTA_GATEWAY: u16 = 5;
 const AF_BRIDGE: u8 = 7;
 const ALL: u16 = NLM_F_CREATE | NLM_F_EXCL;
 
+/// A link-layer address.
+pub(crate) type Mac = [u8; 6];
+
 /// What a pod's interface is given.
 pub(crate) struct Addresses {
     pub(crate) ipv4: (Ipv4Addr, u8),
@@ -36,15 +46,18 @@ pub(crate) struct Addresses {
 
 impl Route {
     /// Adds a veth whose one end, `name`, is here, up, and a port of the bridge if one is given by its index; the
-    /// other, `peer`, is in the namespace of process `holder`, or here as well.
+    /// other, `peer`, is in the namespace of process `holder`, or here as well, and may be given its address.
     pub(crate) fn add_veth(
         &mut self,
         name: &str,
-        peer: &str,
+        (peer, mac): (&str, Option<Mac>),
         holder: Option<u32>,
         bridge: Option<u32>,
     ) -> Result<()> {
         let mut end = with_text(ifinfomsg(0, 0), IFLA_IFNAME, peer)?;
+        if let Some(mac) = mac {
+            end = with(end, IFLA_ADDRESS, &mac)?;
+        }
         if let Some(holder) = holder {
             end = with(end, IFLA_NET_NS_PID, &holder.to_ne_bytes())?;
         }
@@ -73,6 +86,25 @@ impl Route {
         self.request(&[Message { what, kind: RTM_SETLINK, flags: 0, body }]).map(drop)
     }
 
+    /// Tells this namespace for good who has these addresses, on interface `index`.
+    pub(crate) fn add_neighbours(&mut self, index: u32, ips: [IpAddr; 2], mac: Mac) -> Result<()> {
+        let neighbour = |ip| -> Result<Message> {
+            let body = with(ndmsg(index, ip)?, NDA_LLADDR, &mac)?;
+            let flags = NLM_F_CREATE | NLM_F_REPLACE;
+            Ok(Message { what: format!("add neighbour {ip}"), kind: RTM_NEWNEIGH, flags, body })
+        };
+        self.request(&[neighbour(ips[0])?, neighbour(ips[1])?]).map(drop)
+    }
+
+    /// Forgets what [`add_neighbours`](Self::add_neighbours) told.
+    pub(crate) fn delete_neighbours(&mut self, index: u32, ips: [IpAddr; 2]) -> Result<()> {
+        let neighbour = |ip| -> Result<Message> {
+            let what = format!("remove neighbour {ip}");
+            Ok(Message { what, kind: RTM_DELNEIGH, flags: 0, body: ndmsg(index, ip)? })
+        };
+        self.request(&[neighbour(ips[0])?, neighbour(ips[1])?]).map(drop)
+    }
+
     /// Sets an interface up.
     pub(crate) fn set_up(&mut self, name: &str) -> Result<()> {
         self.request(&[up(name)?]).map(drop)
@@ -92,6 +124,17 @@ impl Route {
         }
         self.request(&messages).map(drop)
     }
+}
+
+/// struct ndmsg, and the address.
+fn ndmsg(index: u32, ip: IpAddr) -> Result<Vec<u8>> {
+    const NUD_PERMANENT: u16 = 0x80;
+    let (family, bytes) = family_and_bytes(ip);
+    let mut body = vec![family, 0, 0, 0];
+    body.extend(index.to_ne_bytes());
+    body.extend(NUD_PERMANENT.to_ne_bytes());
+    body.extend([0, 0]);
+    with(body, NDA_DST, &bytes)
 }
 
 fn up(name: &str) -> Result<Message> {
