@@ -71,8 +71,7 @@ fn events_that_found_the_ring_full_are_counted_and_cost_no_total() -> Result<()>
         config.metrics_listen = Some((Ipv4Addr::LOCALHOST, 0).into());
     };
     let traced = Traced::start(&node, nobody_reads)?;
-    let (trace, before) =
-        traced.while_quiet(client.veth(), || traced.trace(of_the_pods()))?;
+    let (trace, before) = traced.while_quiet(client.veth(), || traced.trace(of_the_pods()))?;
 
     let sent = client.spawn("app", &flows_to(&server, false, 7001, FLOWS))?.wait()?;
     assert_eq!(sent.packets, u64::from(FLOWS));

@@ -230,7 +230,7 @@ impl RawMap {
     }
 }
 
-fn descriptor(fd: &OwnedFd) -> u32 {
+pub(super) fn descriptor(fd: &OwnedFd) -> u32 {
     u32::try_from(fd.as_raw_fd()).unwrap_or(u32::MAX)
 }
 
@@ -245,7 +245,7 @@ fn found(answer: io::Result<()>) -> io::Result<bool> {
 
 /// # Safety
 /// Pointers in `attr` are valid for what `command` reads and writes through them.
-unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<()> {
+pub(super) unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<()> {
     // SAFETY: the size is that of `attr`; the caller vouches for the pointers in it.
     let answer =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };

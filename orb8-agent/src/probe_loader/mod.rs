@@ -6,18 +6,20 @@ pub mod btf;
 mod cgroup_skb;
 mod classifier;
 pub mod map;
+mod run;
 
 use std::{io, os::fd::AsFd, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Map, MapData, MapError, RingBuf},
-    programs::{ProgramError, RawTracePoint, SchedClassifier, TestRun as _, TestRunOptions},
+    programs::{ProgramError, RawTracePoint, SchedClassifier},
 };
 
 pub use cgroup_skb::CgroupAttachment;
 pub use classifier::{Attachment, Hook, How};
 pub use map::RawMap;
+pub use run::Runner;
 
 /// Why a probe could not be loaded or attached.
 #[derive(Debug, thiserror::Error)]
@@ -139,14 +141,6 @@ impl Object {
         let program: &mut RawTracePoint = program.try_into().map_err(failed)?;
         program.load().map_err(failed)?;
         program.attach(at).map(drop).map_err(failed)
-    }
-
-    /// Runs the classifier `name` once on an empty packet (`BPF_PROG_TEST_RUN`).
-    pub fn run(&mut self, name: &str) -> Result<(), LoadError> {
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(&EMPTY_PACKET);
-        let run = self.classifier(name)?.test_run(options);
-        run.map(drop).map_err(|error| LoadError::Program { name: name.into(), error })
     }
 }
 

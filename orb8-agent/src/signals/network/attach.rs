@@ -2,14 +2,17 @@
 //! behind them, and clearing away what a killed run left.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::{
     NAME, NetworkError,
+    attacher::Outcome,
     give::Last,
     interfaces::{Interface, Serial, Side, wanted},
+    survey::{Found, Sought},
     task::Task,
 };
 use crate::{
@@ -25,6 +28,13 @@ use crate::{
 
 /// Surveys of the node's processes are this far apart at least: each reads a link per process.
 const BETWEEN_SURVEYS: Duration = Duration::from_millis(250);
+
+/// How long a question waits for a survey. It takes tens of milliseconds, unless others keep the
+/// kernel busy.
+const WAIT_FOR_SURVEY: Duration = Duration::from_millis(500);
+
+/// Questions to the kernel about interfaces that may take long are this far apart.
+const BETWEEN_BASELINES: Duration = Duration::from_millis(250);
 
 /// How old what is known of the default route may be.
 const BETWEEN_ROUTES: Duration = Duration::from_secs(5);
@@ -62,8 +72,9 @@ impl Task {
         if let Some(serial) = self.interfaces.serial(index)
             && !self.retiring.contains(&serial)
         {
-            if let Some(interface) = self.interfaces.get_mut(serial) {
-                interface.detach();
+            let interface = self.interfaces.get_mut(serial);
+            if let Some(attachments) = interface.and_then(Interface::release) {
+                self.attacher.detach(attachments);
             }
             self.retiring.push(serial);
         }
@@ -86,12 +97,14 @@ impl Task {
             let ours = self.interfaces.serial(index).and_then(|s| self.interfaces.get(s));
             let qdisc_is_ours = ours.is_some_and(|i| i.qdisc_is_ours);
             self.begin_retiring(index);
+            // Its last packets are taken once no more are counted.
+            self.attacher.settled().await;
             if qdisc_is_ours {
                 self.remove_qdisc(index).await;
             }
         }
         for (link, side) in wanted {
-            self.attach(&link, side).await;
+            self.attach(&link, side);
         }
         self.report_state();
     }
@@ -121,7 +134,8 @@ impl Task {
         }
     }
 
-    async fn attach(&mut self, link: &Link, side: Side) {
+    /// Begins to attach. Until that is done the interface is there, and what comes is its own.
+    fn attach(&mut self, link: &Link, side: Side) {
         if let Some(serial) = self.interfaces.serial(link.index) {
             if !self.retiring.contains(&serial) {
                 if let Some(interface) = self.interfaces.get_mut(serial) {
@@ -140,56 +154,85 @@ impl Task {
         if let Err(error) = self.filter.forget(link.index) {
             tracing::warn!("INTERFACE_PODS: {error}");
         }
-        const ARPHRD_ETHER: u16 = 1;
-        let how = self.context.config.tc_attach;
-        let ethernet = link.arphrd == ARPHRD_ETHER || link.arphrd == libc::ARPHRD_LOOPBACK;
-        let before = self.kernel_counters(link).await;
-        match self.probe.attach(&link.name, link.index, ethernet, how) {
-            Ok(attachments) => {
-                let mut interface = Interface::new(link, side, Instant::now());
+        if let Err(error) = self.probe.expect(link.index) {
+            let refused = (link.name.clone(), format!("map OVERFLOW: {error}"));
+            self.interfaces.refused.insert(link.index, refused);
+            return;
+        }
+        let serial = self.interfaces.add(Interface::new(link, side, Instant::now()));
+        self.attacher.attach(serial, link, self.follows);
+    }
+
+    /// Takes what became of an interface that was to be attached to.
+    pub(super) fn attached(&mut self, serial: Serial, outcome: Outcome) {
+        let there = !self.retiring.contains(&serial);
+        let Some(interface) = self.interfaces.get_mut(serial).filter(|i| i.gone.is_none()) else {
+            // Dropping it would wait for the kernel.
+            if let Outcome::Attached { attachments, .. } = outcome {
+                self.attacher.detach(attachments);
+            }
+            return;
+        };
+        let index = interface.index;
+        match outcome {
+            Outcome::Attached { attachments, before, after } => {
                 interface.hold(attachments);
                 interface.attached_unix_ns = self.clock.unix_ns(self.clock.now_ns());
-                let after = self.kernel_counters(link).await;
-                // Attaching goes by the name, and by now the name may be another interface's.
-                if after.is_none() {
-                    interface.detach();
-                    self.known_links.remove(&link.index);
-                    if let Err(error) = self.probe.forget_overflow(link.index) {
-                        tracing::warn!("OVERFLOW: {error}");
-                    }
-                    return;
-                }
-                interface.kernel_at_attach = after.unwrap_or(link.counters);
+                interface.kernel_at_attach = after;
                 interface.baseline_is_exact = before == after;
-                self.interfaces.refused.remove(&link.index);
-                tracing::debug!(interface = link.name, how = interface.attached, "attached");
-                let serial = self.interfaces.add(interface);
+                tracing::debug!(interface = &*interface.name, how = interface.attached, "attached");
+                self.interfaces.refused.remove(&index);
                 if before != after {
-                    self.find_baseline(serial, link).await;
+                    self.unbalanced.push_back(serial);
                 }
             }
-            // It went away again: its removal is announced, or was.
-            Err(_) if before.is_none() => drop(self.known_links.remove(&link.index)),
-            Err(error) => {
-                let refused = (link.name.clone(), error.to_string());
-                self.interfaces.refused.insert(link.index, refused);
+            Outcome::Gone => {
+                self.known_links.remove(&index);
+                self.begin_retiring(index);
             }
+            Outcome::Refused(error) => {
+                let refused = (interface.name.to_string(), error.to_string());
+                self.begin_retiring(index);
+                self.interfaces.refused.insert(index, refused);
+            }
+        }
+        if there {
+            self.report_state();
         }
     }
 
-    /// The kernel's counters of an interface, if it is still there under its name.
-    async fn kernel_counters(&mut self, link: &Link) -> Option<LinkCounters> {
-        let now = self.links.get(link.index).await.ok()??;
-        (now.name == link.name).then_some(now.counters)
+    /// Waits until everything that was to be attached to is.
+    pub(super) async fn await_attached(&mut self) {
+        while self.attacher.pending > 0 {
+            let (serial, outcome) = self.attacher.outcome().await;
+            self.attached(serial, outcome);
+        }
+        while !self.unbalanced.is_empty() {
+            self.find_baselines().await;
+        }
+    }
+
+    /// Finds the start of the kernel's counters for the next interface that lacks it, unless others
+    /// are being attached to: the kernel would let us wait for those.
+    pub(super) async fn find_baselines(&mut self) {
+        let now = Instant::now();
+        let recent = |at: Instant| now.saturating_duration_since(at) < BETWEEN_BASELINES;
+        if self.attacher.pending > 0 || self.balanced.is_some_and(recent) {
+            return;
+        }
+        if let Some(serial) = self.unbalanced.pop_front() {
+            self.balanced = self.follows.then_some(now);
+            self.find_baseline(serial).await;
+        }
     }
 
     /// Packets passed while the interface was attached, so the kernel's counters then are not those
     /// from which ours count. They are found at a moment when nothing moves, if there is one.
-    async fn find_baseline(&mut self, serial: Serial, link: &Link) {
+    async fn find_baseline(&mut self, serial: Serial) {
         for _ in 0..BASELINE_ATTEMPTS {
-            let Some(before) = self.kernel_counters(link).await else { return };
+            let Some(before) = self.kernel_counters(serial).await else { return };
             self.settle(Last::Nobody);
-            let after = self.kernel_counters(link).await;
+            let after = self.kernel_counters(serial).await;
             let Some(interface) = self.interfaces.get_mut(serial) else { return };
             let [ingress, egress] = interface.totals;
             interface.kernel_at_attach = LinkCounters {
@@ -205,11 +248,23 @@ impl Task {
         }
     }
 
-    fn report_state(&self) {
+    /// The kernel's counters of an interface, if it is still there under its name.
+    async fn kernel_counters(&mut self, serial: Serial) -> Option<LinkCounters> {
+        let interface = self.interfaces.get(serial)?;
+        if !interface.is_attached() {
+            return None;
+        }
+        let (index, name) = (interface.index, Arc::clone(&interface.name));
+        let now = self.links.get(index).await.ok()??;
+        (now.name == *name).then_some(now.counters)
+    }
+
+    pub(super) fn report_state(&self) {
         let refused = &self.interfaces.refused;
         let attached = self.interfaces.attached().count();
         let state = match (attached, refused.values().next()) {
             (0, Some((name, why))) => State::Failed(format!("cannot attach to {name}: {why}")),
+            (0, None) if self.attacher.pending > 0 => return,
             (0, None) => State::Degraded(
                 "nothing to attach to: no pod's veth, no default route, and no interface was \
                  named; waiting for one"
@@ -229,36 +284,35 @@ impl Task {
         self.context.status.set(NAME, state);
     }
 
-    /// Finds the pods behind veths that have no owner yet.
-    pub(super) async fn resolve_owners(&mut self) {
+    /// Has the pods behind veths looked for that have no owner yet.
+    pub(super) fn seek_owners(&mut self) {
         let now = Instant::now();
         let recent = |at: Instant| now.saturating_duration_since(at) < BETWEEN_SURVEYS;
-        if self.surveyed.is_some_and(recent) {
+        if self.surveyor.busy || self.surveyed.is_some_and(recent) {
             return;
         }
-        let unowned: Vec<(Serial, i32)> = self
-            .interfaces
-            .all()
-            .filter(|(_, interface)| interface.wants_owner(now))
-            .filter_map(|(serial, interface)| Some((serial, interface.nsid?)))
+        let unowned = self.interfaces.all().filter(|(_, interface)| interface.wants_owner(now));
+        let sought: Vec<Sought> = unowned
+            .filter_map(|(serial, i)| Some(Sought { serial, index: i.index, nsid: i.nsid? }))
             .collect();
-        if unowned.is_empty() {
-            return;
+        if !sought.is_empty() {
+            self.surveyed = Some(now);
+            self.surveyor.ask(sought);
         }
-        self.surveyed = Some(now);
-        let wanted: Vec<i32> = unowned.iter().map(|(_, nsid)| *nsid).collect();
-        let owners = match self.netns.resolve(&wanted).await {
-            Ok(owners) => owners,
-            Err(error) => return tracing::warn!("{error}"),
-        };
-        let mut found = HashMap::new();
-        for (serial, nsid) in &unowned {
-            if let Some(identity) = owners.get(nsid).and_then(|owner| owner.identity)
-                && self.still_leads_to(*serial, *nsid).await
-            {
-                found.insert(*serial, identity);
-            }
+    }
+
+    /// Looks for owners now, and waits a moment for what is found: somebody asks.
+    pub(super) async fn await_owners(&mut self) {
+        self.seek_owners();
+        if self.surveyor.busy
+            && let Ok(found) = tokio::time::timeout(WAIT_FOR_SURVEY, self.surveyor.found()).await
+        {
+            self.owners_found(found).await;
         }
+    }
+
+    /// Takes what a survey found.
+    pub(super) async fn owners_found(&mut self, found: Found) {
         // The end of every interface whose index was used again by then is announced by now.
         while let Some(change) = self.link_watch.next_queued() {
             self.links_changed(change).await;
@@ -266,25 +320,16 @@ impl Task {
         if self.link_watch.is_broken() {
             return;
         }
-        for (serial, _) in unowned {
+        let now = Instant::now();
+        for (serial, identity) in found {
             if self.retiring.contains(&serial) {
                 continue;
             }
-            let identity = found.get(&serial).copied();
             if let Some(interface) = self.interfaces.get_mut(serial) {
                 interface.looked_for_owner(identity, now);
                 self.epoch += u32::from(identity.is_some());
             }
         }
-    }
-
-    /// Whether the interface is there and leads to the namespace with this number: both a namespace's
-    /// number and an interface's index are used again as soon as they are free, and while it was
-    /// found out who lives in that namespace, another one may have come.
-    async fn still_leads_to(&mut self, serial: Serial, nsid: i32) -> bool {
-        let Some(index) = self.interfaces.get(serial).map(|i| i.index) else { return false };
-        let link = self.links.get(index).await.ok().flatten();
-        link.is_some_and(|link| link.peer_nsid == Some(nsid))
     }
 
     /// Filters of a run that was killed: they count for nobody.

@@ -1,6 +1,9 @@
 //! Telling the probe which events somebody wants.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use super::{NAME, task::Task};
 use crate::{
@@ -10,6 +13,10 @@ use crate::{
     status::State,
 };
 
+/// New cgroups are told of this often at most: until then nobody is known to own them, and their
+/// events are wanted.
+const BETWEEN_UPDATES: Duration = Duration::from_millis(500);
+
 /// What the probe was told.
 pub(super) struct EventFilter {
     metadata: PodMetadataMap,
@@ -17,6 +24,7 @@ pub(super) struct EventFilter {
     /// By interface index.
     written: HashMap<u32, u64>,
     told: Option<Facts>,
+    told_at: Option<Instant>,
 }
 
 /// What it was told for: no need to do it again before one of them changes.
@@ -34,6 +42,7 @@ impl EventFilter {
             interface_pods: object.map("INTERFACE_PODS")?,
             written: HashMap::new(),
             told: None,
+            told_at: None,
         })
     }
 
@@ -62,11 +71,14 @@ impl Task {
     fn try_update_filter(&mut self) -> std::io::Result<()> {
         let facts = Facts {
             interest: self.context.live.interest(NAME),
-            cgroups: *self.cgroup_changes.borrow_and_update(),
+            cgroups: *self.cgroup_changes.borrow(),
             epoch: self.epoch,
         };
-        if self.filter.told.as_ref() == Some(&facts) {
-            return Ok(());
+        if let Some(told) = &self.filter.told {
+            let recent = self.filter.told_at.is_some_and(|at| at.elapsed() < BETWEEN_UPDATES);
+            if *told == facts || told.interest == facts.interest && recent {
+                return Ok(());
+            }
         }
         let EventFilter { metadata, interface_pods, written, .. } = &mut self.filter;
         metadata.update(&self.context.cgroups, &*self.context.pods, &facts.interest)?;
@@ -92,6 +104,7 @@ impl Task {
         }
         *written = now;
         self.filter.told = Some(facts);
+        self.filter.told_at = Some(Instant::now());
         Ok(())
     }
 }

@@ -131,8 +131,9 @@ impl Interface {
         self.attachments = Some(attachments);
     }
 
-    pub(super) fn detach(&mut self) {
-        self.attachments = None;
+    /// What holds it; dropping that detaches.
+    pub(super) const fn release(&mut self) -> Option<[Attachment; 2]> {
+        self.attachments.take()
     }
 
     pub(super) const fn is_attached(&self) -> bool {
@@ -207,7 +208,7 @@ impl Interfaces {
     /// The index is free for another interface from here on.
     pub(super) fn gone(&mut self, serial: Serial, now: Instant) {
         if let Some(interface) = self.all.get_mut(&serial) {
-            interface.detach();
+            drop(interface.release());
             interface.gone = Some(now);
             self.by_index.remove(&interface.index);
         }

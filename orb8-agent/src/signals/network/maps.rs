@@ -13,8 +13,8 @@ use orb8_common::{
 use orb8_proto::MapStatus;
 
 use crate::{
-    config::{Config, TcAttach},
-    probe_loader::{Attachment, CgroupAttachment, Hook, LoadError, Object, RawMap},
+    config::Config,
+    probe_loader::{CgroupAttachment, Hook, LoadError, Object, RawMap, Runner},
 };
 
 /// Which flow: the kernel's key in its wide form, with the address family.
@@ -59,7 +59,9 @@ pub(super) struct KernelCounts {
 
 /// The loaded probe and its maps.
 pub(super) struct Probe {
-    object: Object,
+    /// Until it is given to whoever attaches.
+    object: Option<Object>,
+    clocks: Runner,
     v4: RawMap,
     v6: RawMap,
     last_v4: RawMap,
@@ -83,51 +85,29 @@ impl Probe {
         let (overflow, drops) = (object.map("OVERFLOW")?, object.map("DROPS")?);
         let pulse = object.map("PULSE")?;
         let host_cgroups = object.map("HOST_CGROUPS")?;
-        Ok(Self { object, v4, v6, last_v4, last_v6, overflow, drops, pulse, host_cgroups })
+        let clocks = object.runner("orb8_pulse")?;
+        let object = Some(object);
+        Ok(Self { object, clocks, v4, v6, last_v4, last_v6, overflow, drops, pulse, host_cgroups })
     }
 
-    pub(super) const fn object(&mut self) -> &mut Object {
-        &mut self.object
+    /// The object, as long as nobody took it.
+    pub(super) fn object(&mut self) -> Result<&mut Object, LoadError> {
+        self.object.as_mut().ok_or_else(|| LoadError::Absent("object: it was given away".into()))
     }
 
-    /// Attaches both directions. `ethernet`: packets begin with an Ethernet header.
-    pub(super) fn attach(
-        &mut self,
-        interface: &str,
-        index: u32,
-        ethernet: bool,
-        how: TcAttach,
-    ) -> Result<[Attachment; 2], LoadError> {
-        let (ingress, egress) = if ethernet {
-            ("orb8_ingress", "orb8_egress")
-        } else {
-            ("orb8_ingress_l3", "orb8_egress_l3")
-        };
-        // Before the first packet can find the table full.
+    /// Gives the programs to whoever attaches them. The maps stay.
+    pub(super) fn take_object(&mut self) -> Result<Object, LoadError> {
+        self.object()?;
+        self.object.take().ok_or_else(|| LoadError::Absent("object".into()))
+    }
+
+    /// Makes room for the packets of an interface that find the flow table full: before the first one
+    /// can.
+    pub(super) fn expect(&self, index: u32) -> io::Result<()> {
         for direction in [0, u32::from(key_flags::HOOK_EGRESS)] {
-            let key = OverflowKey { ifindex: index, direction };
-            self.overflow
-                .set(&key, &Counts::default())
-                .map_err(|error| LoadError::MapIo { name: "OVERFLOW".into(), error })?;
+            self.overflow.set(&OverflowKey { ifindex: index, direction }, &Counts::default())?;
         }
-        let attached = self.attach_both([ingress, egress], interface, how);
-        if attached.is_err() {
-            let forgotten = self.forget_overflow(index);
-            forgotten.map_err(|error| LoadError::MapIo { name: "OVERFLOW".into(), error })?;
-        }
-        attached
-    }
-
-    fn attach_both(
-        &mut self,
-        [ingress, egress]: [&str; 2],
-        interface: &str,
-        how: TcAttach,
-    ) -> Result<[Attachment; 2], LoadError> {
-        Ok([
-            self.object.attach(ingress, interface, Hook::Ingress, how)?,
-            self.object.attach(egress, interface, Hook::Egress, how)?,
-        ])
+        Ok(())
     }
 
     /// Attaches to all sockets in and below the cgroup of `dir`. True: the kernel tells in which
@@ -136,7 +116,7 @@ impl Probe {
         &mut self,
         dir: &Path,
     ) -> Result<(CgroupAttachment, bool), LoadError> {
-        let (programs, tells_netns) = match self.object.run_at_socket("orb8_host_netns") {
+        let (programs, tells_netns) = match self.object()?.run_at_socket("orb8_host_netns") {
             Ok(()) => (["orb8_host_ingress", "orb8_host_egress"], true),
             // Before Linux 6.15, programs at cgroups may not ask.
             Err(LoadError::Program { error: ProgramError::LoadError { .. }, .. }) => {
@@ -144,7 +124,7 @@ impl Probe {
             }
             Err(other) => return Err(other),
         };
-        Ok((self.object.attach_to_cgroup(programs, dir)?, tells_netns))
+        Ok((self.object()?.attach_to_cgroup(programs, dir)?, tells_netns))
     }
 
     /// Has the sockets of a cgroup counted under an account.
@@ -270,8 +250,7 @@ impl Probe {
     }
 
     pub(super) fn pulse(&mut self) -> Result<Pulse, LoadError> {
-        self.object.run("orb8_pulse")?;
-        let pulse = self.pulse.get::<u32, Pulse>(&0);
+        let pulse = self.clocks.run().and_then(|()| self.pulse.get::<u32, Pulse>(&0));
         pulse
             .map(Option::unwrap_or_default)
             .map_err(|error| LoadError::MapIo { name: "PULSE".into(), error })

@@ -6,6 +6,7 @@
 //! and `table.rs` makes sure that it is counted once.
 
 mod attach;
+mod attacher;
 mod clock;
 mod facing;
 mod filter;
@@ -20,6 +21,7 @@ mod peers;
 mod pods;
 mod query;
 mod record;
+mod survey;
 mod table;
 mod task;
 

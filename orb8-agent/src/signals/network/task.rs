@@ -1,6 +1,10 @@
 //! The slice's task: owns the probe, the interfaces and the tables, and is asked by [`Command`].
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
 
 use orb8_common::network::NetworkFlowEvent;
 use tokio::{
@@ -11,15 +15,17 @@ use tokio::{
 use super::{
     Command, Context, NAME, NetworkError, Snapshot,
     attach::named_interfaces_exist,
+    attacher::Attacher,
     clock::Clock,
     filter::EventFilter,
     give::Last,
     host_sockets::HostSockets,
-    interfaces::{Interfaces, Serial},
+    interfaces::{Interface, Interfaces, Serial},
     maps::{KernelCounts, Probe},
     peers::Peers,
     pods::Accounts,
     query,
+    survey::Surveyor,
     table::FlowTable,
 };
 use crate::{
@@ -30,12 +36,13 @@ use crate::{
     ledger::{Amount, LossPoint, Stage},
     netlink::{
         links::{Link, Links},
-        netns::NetnsResolver,
         tc::Leftovers,
         watch::LinkWatch,
     },
 };
 
+/// How long the end waits for interfaces to be detached from: enough for some fifty TCX links.
+const WAIT_FOR_DETACHING: std::time::Duration = std::time::Duration::from_secs(1);
 /// Ticks between clean-ups of what left the window.
 const TICKS_PER_CLEANUP: u64 = 5;
 
@@ -82,7 +89,13 @@ pub(super) struct Task {
     pub(super) default_route_read: Option<Instant>,
     /// Gone from the node; their last packets are still to be taken.
     pub(super) retiring: Vec<Serial>,
-    pub(super) netns: NetnsResolver,
+    pub(super) attacher: Attacher,
+    /// Attached while packets passed: where the kernel's counters start is still to be found.
+    pub(super) unbalanced: VecDeque<Serial>,
+    pub(super) balanced: Option<Instant>,
+    pub(super) surveyor: Surveyor,
+    /// What was there at the start is attached to: what comes now is new.
+    pub(super) follows: bool,
     pub(super) surveyed: Option<Instant>,
     pub(super) leftovers: Leftovers,
     pub(super) cgroup_changes: watch::Receiver<u64>,
@@ -105,10 +118,11 @@ impl Task {
         named_interfaces_exist(&context.config.interfaces, &there)?;
         let mut probe = Probe::load(&context.config)?;
         let events =
-            Collector::new(probe.object().ring("FLOW_EVENTS")?, context.ledger.clone(), NAME);
+            Collector::new(probe.object()?.ring("FLOW_EVENTS")?, context.ledger.clone(), NAME);
         let clock = Clock::new(probe.pulse()?);
-        let filter = EventFilter::of(probe.object())?;
+        let filter = EventFilter::of(probe.object()?)?;
         let host_sockets = HostSockets::start(&mut probe, &context.cgroups);
+        let attacher = Attacher::start(probe.take_object()?, context.config.tc_attach)?;
         let mut task = Self {
             probe,
             events,
@@ -125,7 +139,11 @@ impl Task {
             default_route: Vec::new(),
             default_route_read: None,
             retiring: Vec::new(),
-            netns: NetnsResolver::open()?,
+            attacher,
+            unbalanced: VecDeque::new(),
+            balanced: None,
+            surveyor: Surveyor::start()?,
+            follows: false,
             surveyed: None,
             leftovers: Leftovers::open()?,
             cgroup_changes: context.cgroups.changes(),
@@ -146,7 +164,10 @@ impl Task {
         task.begin_host_sockets();
         task.remove_leftovers().await;
         task.reconcile().await;
-        task.resolve_owners().await;
+        task.await_attached().await;
+        task.follows = true;
+        task.report_state();
+        task.await_owners().await;
         Ok(task)
     }
 
@@ -168,11 +189,14 @@ impl Task {
                     None => return self.stop().await,
                 },
                 change = self.link_watch.next() => self.links_changed(change).await,
+                (serial, outcome) = self.attacher.outcome() => self.attached(serial, outcome),
+                found = self.surveyor.found() => self.owners_found(found).await,
                 _ = tick.tick() => self.tick().await,
                 _ = drain.tick() => {
                     let read = self.drain();
                     self.follow_new_cgroups();
-                    self.resolve_owners().await;
+                    self.seek_owners();
+                    self.find_baselines().await;
                     self.flush(Last::Nobody);
                     self.update_filter();
                     if read * size_of::<NetworkFlowEvent>() * 4
@@ -186,7 +210,7 @@ impl Task {
     }
 
     async fn answer(&mut self, command: Command) {
-        self.resolve_owners().await;
+        self.await_owners().await;
         // Whoever hung up in the meantime needs no answer.
         match command {
             Command::Flows(query, reply) => {
@@ -268,15 +292,24 @@ impl Task {
 
     async fn stop(&mut self) {
         self.host_sockets.detach();
-        let attached: Vec<(Serial, u32, bool)> =
+        let mut qdiscs = Vec::new();
+        let mut attached: Vec<(Serial, u32, bool)> =
             self.interfaces.attached().map(|(s, i)| (s, i.index, i.qdisc_is_ours)).collect();
+        // Filters first: unlike links they do not end with the process.
+        attached.sort_by_key(|(serial, ..)| self.interfaces.get(*serial).map(|i| i.attached));
         for (serial, index, qdisc_is_ours) in attached {
-            if let Some(interface) = self.interfaces.get_mut(serial) {
-                interface.detach();
+            let interface = self.interfaces.get_mut(serial);
+            if let Some(attachments) = interface.and_then(Interface::release) {
+                self.attacher.detach(attachments);
             }
             if qdisc_is_ours {
-                self.remove_qdisc(index).await;
+                qdiscs.push(index);
             }
+        }
+        // What is left after that ends with the process; what it counts until then is nobody's any more.
+        let _late = tokio::time::timeout(WAIT_FOR_DETACHING, self.attacher.settled()).await;
+        for index in qdiscs {
+            self.remove_qdisc(index).await;
         }
         self.settle(Last::Everybody);
     }

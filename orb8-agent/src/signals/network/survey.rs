@@ -1,0 +1,119 @@
+//! A thread that finds out who is behind the veths: it reads the processes of the node, and asks the
+//! kernel about interfaces, which may take as long as others change them.
+
+use tokio::sync::mpsc;
+
+use super::{NetworkError, interfaces::Serial};
+use crate::{
+    k8s::cgroup::CgroupIdentity,
+    netlink::{links::Links, netns::NetnsResolver},
+};
+
+/// An interface whose owner is looked for.
+pub(super) struct Sought {
+    pub(super) serial: Serial,
+    pub(super) index: u32,
+    /// The number of the namespace behind it.
+    pub(super) nsid: i32,
+}
+
+/// What a survey found: each interface that was asked for, with its owner if there is one.
+pub(super) type Found = Vec<(Serial, Option<CgroupIdentity>)>;
+
+/// Speaks to the thread, which ends with this.
+pub(super) struct Surveyor {
+    asked: mpsc::UnboundedSender<Vec<Sought>>,
+    found: mpsc::UnboundedReceiver<Found>,
+    /// One survey at a time.
+    pub(super) busy: bool,
+}
+
+impl Surveyor {
+    /// Starts the thread in the network namespace of the caller's.
+    pub(super) fn start() -> Result<Self, NetworkError> {
+        let (asked, inbox) = mpsc::unbounded_channel();
+        let (outbox, found) = mpsc::unbounded_channel();
+        let failed = |what| move |error| NetworkError::Io { what, error };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(failed("tokio runtime"))?;
+        let worker = move || {
+            let opened = runtime.block_on(async { Ok((NetnsResolver::open()?, Links::open()?)) });
+            match opened {
+                Ok((netns, links)) => {
+                    runtime.block_on(Worker { netns, links }.work(inbox, outbox));
+                }
+                Err(error) => {
+                    let error: NetworkError = error;
+                    tracing::error!("nobody is found behind interfaces: {error}");
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("orb8-survey".into()).spawn(worker);
+        thread.map_err(failed("thread"))?;
+        Ok(Self { asked, found, busy: false })
+    }
+
+    /// Asks for a survey. Nothing is lost if the thread has ended: nobody is found then.
+    pub(super) fn ask(&mut self, sought: Vec<Sought>) {
+        self.busy = self.asked.send(sought).is_ok();
+    }
+
+    /// What the survey found. Cancelling it loses nothing.
+    pub(super) async fn found(&mut self) -> Found {
+        match self.found.recv().await {
+            Some(found) => {
+                self.busy = false;
+                found
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+struct Worker {
+    netns: NetnsResolver,
+    links: Links,
+}
+
+impl Worker {
+    async fn work(
+        mut self,
+        mut asked: mpsc::UnboundedReceiver<Vec<Sought>>,
+        found: mpsc::UnboundedSender<Found>,
+    ) {
+        while let Some(sought) = asked.recv().await {
+            let answer = self.survey(&sought).await;
+            if found.send(answer).is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn survey(&mut self, sought: &[Sought]) -> Found {
+        let wanted: Vec<i32> = sought.iter().map(|sought| sought.nsid).collect();
+        let owners = match self.netns.resolve(&wanted).await {
+            Ok(owners) => owners,
+            Err(error) => {
+                tracing::warn!("{error}");
+                return sought.iter().map(|sought| (sought.serial, None)).collect();
+            }
+        };
+        let mut found = Vec::new();
+        for sought in sought {
+            let mut owner = owners.get(&sought.nsid).and_then(|owner| owner.identity);
+            if owner.is_some() && !self.still_leads_to(sought.index, sought.nsid).await {
+                owner = None;
+            }
+            found.push((sought.serial, owner));
+        }
+        found
+    }
+
+    /// Whether the interface is there and leads to the namespace with this number: both a namespace's
+    /// number and an interface's index are used again as soon as they are free, and while it was
+    /// found out who lives in that namespace, another one may have come.
+    async fn still_leads_to(&mut self, index: u32, nsid: i32) -> bool {
+        let link = self.links.get(index).await.ok().flatten();
+        link.is_some_and(|link| link.peer_nsid == Some(nsid))
+    }
+}
