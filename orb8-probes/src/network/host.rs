@@ -162,6 +162,7 @@ struct Loaded {
 
 impl Packet for Loaded {
     const FIRST_LOOK: bool = false;
+    const BY_CALLS: bool = true;
 
     #[inline(always)]
     fn header<T: Header>(&self, offset: usize) -> Option<T> {
