@@ -120,11 +120,12 @@ impl Task {
         self.follow_host_sockets();
     }
 
-    /// A new cgroup is listed as soon as it is heard of: on kernels that do not count what is not
-    /// listed, its packets are missing until then.
+    /// A cgroup that has begun to talk gets its account soon. On kernels that do not count what is not
+    /// listed, a new one is listed as soon as it is heard of: its packets are missing until then.
     pub(super) fn follow_new_cgroups(&mut self) {
-        let changes = *self.cgroup_changes.borrow() != self.host_sockets.cgroup_changes;
-        if changes || self.host_sockets.has_news {
+        let sockets = &self.host_sockets;
+        let changes = *self.cgroup_changes.borrow() != sockets.cgroup_changes;
+        if sockets.has_news || changes && !sockets.counts_unlisted {
             self.follow_host_sockets();
         }
     }
