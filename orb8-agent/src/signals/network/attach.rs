@@ -19,7 +19,7 @@ use crate::{
     netlink::{
         NetlinkError,
         addresses::Address,
-        links::{Link, LinkCounters},
+        links::{Link, LinkCounters, Links},
         tc::program_held_by_a_process,
         watch::LinkChange,
     },
@@ -36,8 +36,6 @@ const WAIT_FOR_SURVEY: Duration = Duration::from_millis(500);
 /// Questions to the kernel about interfaces that may take long are this far apart.
 const BETWEEN_BASELINES: Duration = Duration::from_millis(250);
 
-/// How old what is known of the default route may be.
-const BETWEEN_ROUTES: Duration = Duration::from_secs(5);
 /// Where kube-proxy, in its mode of IPVS, puts the addresses of Services.
 const SERVICES_ONLY: &str = "kube-ipvs0";
 
@@ -81,9 +79,22 @@ impl Task {
         self.interfaces.refused.remove(&index);
     }
 
+    /// Waits for an answer of the kernel, which may take as long as others change interfaces, and goes
+    /// on attaching meanwhile.
+    pub(super) async fn while_following<T>(&mut self, answer: impl Future<Output = T>) -> T {
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return answer,
+                change = self.link_watch.next() => self.links_changed(change).await,
+                (serial, outcome) = self.attacher.outcome() => self.attached(serial, outcome),
+            }
+        }
+    }
+
     /// Attaches to what should be traced and is not; detaches from what is and should not.
     pub(super) async fn reconcile(&mut self) {
-        self.read_default_route().await;
         let there: Vec<Link> = self.known_links.values().cloned().collect();
         let wanted = wanted(&self.context.config, &there, &self.default_route);
         let indices: HashSet<u32> = wanted.iter().map(|(link, _)| link.index).collect();
@@ -111,18 +122,23 @@ impl Task {
 
     /// A node may have very many routes, and its pods come and go much more often than they do. The
     /// node's addresses are read with them.
-    async fn read_default_route(&mut self) {
-        let now = Instant::now();
-        let recent = |at: Instant| now.saturating_duration_since(at) < BETWEEN_ROUTES;
-        if self.default_route_read.is_some_and(recent) {
-            return;
-        }
-        self.default_route_read = Some(now);
-        match self.links.default_route_interfaces().await {
+    pub(super) async fn read_routes(&mut self) {
+        let read = async {
+            let mut links = Links::open()?;
+            Ok((links.default_route_interfaces().await, links.addresses().await))
+        };
+        let (routes, addresses) = match self.while_following(read).await {
+            Ok(read) => read,
+            Err(error) => {
+                let error: NetlinkError = error;
+                return tracing::warn!("{error}");
+            }
+        };
+        match routes {
             Ok(interfaces) => self.default_route = interfaces,
             Err(error) => tracing::warn!("{error}"),
         }
-        match self.links.addresses().await {
+        match addresses {
             Ok(addresses) => {
                 let own = |a: &Address| {
                     self.known_links.get(&a.index).is_none_or(|link| link.name != SERVICES_ONLY)
@@ -181,6 +197,7 @@ impl Task {
                 interface.kernel_at_attach = after;
                 interface.baseline_is_exact = before == after;
                 tracing::debug!(interface = &*interface.name, how = interface.attached, "attached");
+                self.attached_at = Some(Instant::now());
                 self.interfaces.refused.remove(&index);
                 if before != after {
                     self.unbalanced.push_back(serial);
@@ -217,7 +234,10 @@ impl Task {
     pub(super) async fn find_baselines(&mut self) {
         let now = Instant::now();
         let recent = |at: Instant| now.saturating_duration_since(at) < BETWEEN_BASELINES;
-        if self.attacher.pending > 0 || self.balanced.is_some_and(recent) {
+        if self.attacher.pending > 0
+            || self.balanced.is_some_and(recent)
+            || self.follows && self.attached_at.is_some_and(recent)
+        {
             return;
         }
         if let Some(serial) = self.unbalanced.pop_front() {
@@ -304,10 +324,15 @@ impl Task {
     /// Looks for owners now, and waits a moment for what is found: somebody asks.
     pub(super) async fn await_owners(&mut self) {
         self.seek_owners();
-        if self.surveyor.busy
-            && let Ok(found) = tokio::time::timeout(WAIT_FOR_SURVEY, self.surveyor.found()).await
-        {
-            self.owners_found(found).await;
+        let mut late = std::pin::pin!(tokio::time::sleep(WAIT_FOR_SURVEY));
+        while self.surveyor.busy {
+            tokio::select! {
+                biased;
+                change = self.link_watch.next() => self.links_changed(change).await,
+                (serial, outcome) = self.attacher.outcome() => self.attached(serial, outcome),
+                found = self.surveyor.found() => self.owners_found(found).await,
+                () = &mut late => return,
+            }
         }
     }
 

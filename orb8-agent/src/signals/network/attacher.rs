@@ -53,7 +53,7 @@ pub(super) struct Attacher {
 }
 
 /// New interfaces are attached to by TCX link if the last one was this long ago.
-const BETWEEN_LINKS: Duration = Duration::from_millis(500);
+const BETWEEN_LINKS: Duration = Duration::from_secs(5);
 
 impl Attacher {
     /// Starts the thread in the network namespace of the caller's.

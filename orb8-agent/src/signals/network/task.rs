@@ -86,7 +86,8 @@ pub(super) struct Task {
     pub(super) link_watch: LinkWatch,
     pub(super) known_links: HashMap<u32, Link>,
     pub(super) default_route: Vec<u32>,
-    pub(super) default_route_read: Option<Instant>,
+    /// When an interface was last attached to.
+    pub(super) attached_at: Option<Instant>,
     /// Gone from the node; their last packets are still to be taken.
     pub(super) retiring: Vec<Serial>,
     pub(super) attacher: Attacher,
@@ -137,7 +138,7 @@ impl Task {
             link_watch,
             known_links: there.into_iter().map(|link| (link.index, link)).collect(),
             default_route: Vec::new(),
-            default_route_read: None,
+            attached_at: None,
             retiring: Vec::new(),
             attacher,
             unbalanced: VecDeque::new(),
@@ -163,6 +164,7 @@ impl Task {
         };
         task.begin_host_sockets();
         task.remove_leftovers().await;
+        task.read_routes().await;
         task.reconcile().await;
         task.await_attached().await;
         task.follows = true;
@@ -264,6 +266,7 @@ impl Task {
         if self.ticks.is_multiple_of(TICKS_PER_CLEANUP) {
             self.clean_up();
             // A default route comes and goes without a word from its interface.
+            self.read_routes().await;
             self.reconcile().await;
         }
     }
@@ -286,7 +289,8 @@ impl Task {
 
     async fn snapshot(&mut self) -> Snapshot {
         self.settle(Last::Nobody);
-        let links = self.links.snapshot().await.unwrap_or_default();
+        let links = async { Links::open()?.snapshot().await };
+        let links = self.while_following(links).await.unwrap_or_default();
         query::snapshot(self, &links)
     }
 
