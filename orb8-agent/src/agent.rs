@@ -101,6 +101,7 @@ impl Agent {
                 None
             }
         };
+        crate::probe_loader::give_memory_back();
         if config.require_signal && !status.ready() {
             let reasons = status.signals().into_iter().map(|s| format!("{}: {}", s.name, s.reason));
             let reasons: Vec<String> = reasons.collect();

@@ -84,6 +84,8 @@ impl Object {
         globals: &[(&'static str, u32)],
     ) -> Result<Self, LoadError> {
         let mut loader = EbpfLoader::new();
+        // The objects have no CO-RE relocations, and the kernel's types take tens of megabytes to parse.
+        loader.btf(None);
         // The verifier's whole log costs a megabyte and is asked for again only on failure.
         loader.verifier_log_level(VerifierLogLevel::STATS);
         for (name, entries) in sizes {
@@ -141,6 +143,16 @@ impl Object {
         let program: &mut RawTracePoint = program.try_into().map_err(failed)?;
         program.load().map_err(failed)?;
         program.attach(at).map(drop).map_err(failed)
+    }
+}
+
+/// Gives back to the system what parsing objects and the kernel's types took for a moment: tens of
+/// megabytes that the allocator would keep for later.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it may be called at any time, by any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 
