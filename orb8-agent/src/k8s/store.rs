@@ -91,7 +91,13 @@ impl PodStore {
 
     /// Takes in all pods that there are: the others are gone.
     pub(super) fn replace(&self, list: Vec<Observed>, now: i64) {
+        self.replace_and(list, now, || ());
+    }
+
+    /// As [`Self::replace`], with `and` done before anybody sees the new pods.
+    pub(super) fn replace_and(&self, list: Vec<Observed>, now: i64, and: impl FnOnce()) {
         let mut known = self.write();
+        and();
         let listed: HashSet<PodUid> = list.iter().map(|observed| observed.pod.uid).collect();
         let mut changed = false;
         for observed in list {

@@ -75,8 +75,7 @@ impl RuntimePods {
 
     /// A runtime answers, and told at `at` of all pods that there are.
     pub(super) fn replace(&self, about: &About, pods: Vec<Observed>, at: i64) {
-        self.store.replace(pods, unix_ns());
-        self.listed_at.store(at, Ordering::Release);
+        self.store.replace_and(pods, unix_ns(), || self.listed_at.store(at, Ordering::Release));
         about.clone_into(&mut self.about());
         self.contact.connected();
     }
@@ -129,7 +128,8 @@ impl PodLookup for RuntimePods {
     }
 
     fn by_ip(&self, ip: IpAddr, at_unix_ns: i64) -> Option<Arc<Pod>> {
-        self.store.by_ip(ip, at_unix_ns).filter(|_| self.is_current(at_unix_ns))
+        // In this order: what is current by a new list is looked up in that list, not in the last.
+        self.is_current(at_unix_ns).then(|| self.store.by_ip(ip, at_unix_ns))?
     }
 
     fn generation(&self) -> u64 {
