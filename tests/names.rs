@@ -1,15 +1,13 @@
 //! Names come from the Kubernetes API: late if it is late, right whenever they come, and kept while
 //! it is away.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use orb8_agent::k8s::KubernetesSource;
-use orb8_proto::{AttributedBy, FlowQuery, NetworkFlow, PodSource, PodSourceState};
+use orb8_proto::{AttributedBy, NetworkFlow, PodSource, PodSourceState, StatusResponse};
 use orb8_testkit::{KubeApi, Node, NodeOptions, Pod, PodSpec, Program, program::HoldFlows};
 use orb8_tests::{Traced, address};
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An agent that asks `api` for names, which the node reports its pods to.
 fn traced(node: &Node, api: &KubeApi, dir: &tempfile::TempDir) -> Result<Traced> {
@@ -21,25 +19,8 @@ fn traced(node: &Node, api: &KubeApi, dir: &tempfile::TempDir) -> Result<Traced>
     })
 }
 
-fn source(traced: &Traced) -> Result<PodSource> {
-    Ok(traced.status()?.pod_source.unwrap_or_default())
-}
-
-fn wait_for(
-    traced: &Traced,
-    what: &str,
-    until: impl Fn(&[NetworkFlow], &PodSource) -> bool,
-) -> Result<()> {
-    let began = Instant::now();
-    loop {
-        let flows = traced.flows(FlowQuery { limit: 100_000, ..FlowQuery::default() })?;
-        let source = source(traced)?;
-        if until(&flows, &source) {
-            return Ok(());
-        }
-        ensure!(began.elapsed() < PATIENCE, "not in time: {what}; {source:?}, {flows:#?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+fn source(status: &StatusResponse) -> PodSource {
+    status.pod_source.clone().unwrap_or_default()
 }
 
 /// The container and workload that flows from `pod`'s address to `port` are given to, and how.
@@ -70,33 +51,36 @@ fn names_come_when_the_api_does_and_stay_when_it_goes() -> Result<()> {
     let traced = traced(&node, &api, &dir)?;
     let _sender = sends(&web, &db, 7001)?;
     let by = AttributedBy::SocketCgroup.into();
-    wait_for(&traced, "the bare UID, as the API is away", |flows, source| {
+    traced.wait_for("the bare UID, as the API is away", |flows, status| {
         let short = &web.container_id("app").unwrap_or_default()[..12];
         owner(flows, &web, 7001) == Some((web.uid(), short, by))
-            && source.state() == PodSourceState::Away
-            && source.reason.contains("refused")
+            && source(status).state() == PodSourceState::Away
+            && source(status).reason.contains("refused")
     })?;
 
     api.refuse(false);
-    wait_for(&traced, "its name, as the API is there", |flows, source| {
+    traced.wait_for("its name, as the API is there", |flows, status| {
         owner(flows, &web, 7001) == Some((web.name(), "app", by))
-            && source.state() == PodSourceState::Connected
-            && source.pods_known == 2
+            && source(status).state() == PodSourceState::Connected
+            && source(status).pods_known == 2
     })?;
 
     api.refuse(true);
-    wait_for(&traced, "an API that is away", |_, s| s.state() == PodSourceState::Away)?;
+    traced.wait_for("an API that is away", |_, status| {
+        source(status).state() == PodSourceState::Away
+    })?;
     let late = node.start_pod(PodSpec::new("shop", "late"))?;
     let _late_sender = sends(&late, &db, 7001)?;
-    wait_for(&traced, "old names kept, new ones missing", |flows, source| {
+    traced.wait_for("old names kept, new ones missing", |flows, status| {
         owner(flows, &web, 7001) == Some((web.name(), "app", by))
             && owner(flows, &late, 7001).is_some_and(|(name, _, _)| name == late.uid())
-            && source.pods_known == 2
-            && source.age_ns > 0
+            && source(status).pods_known == 2
+            && source(status).age_ns > 0
     })?;
     api.refuse(false);
-    wait_for(&traced, "all names", |flows, source| {
-        owner(flows, &late, 7001) == Some((late.name(), "app", by)) && source.pods_known == 3
+    traced.wait_for("all names", |flows, status| {
+        owner(flows, &late, 7001) == Some((late.name(), "app", by))
+            && source(status).pods_known == 3
     })?;
     traced.stop()
 }
@@ -122,18 +106,18 @@ fn a_deleted_pods_traffic_keeps_its_name_and_its_successors_address_is_its_own()
             .wait_for(Duration::from_secs(30))?;
         sent.push((name, pod.veth().to_owned(), summary.packets));
         // By its UID at first: the API is late.
-        wait_for(&traced, "the pod, under whatever name", |flows, _| {
+        traced.wait_for("the pod, under whatever name", |flows, _| {
             owner(flows, &pod, 7001).is_some_and(|(name, _, _)| !name.is_empty())
         })?;
         pod.stop()?;
     }
-    wait_for(&traced, "every pod's packets under its name", |flows, _| {
+    traced.wait_for("every pod's packets under its name", |flows, _| {
         sent.iter().all(|(name, veth, packets)| {
             let of_pod = |flow: &&NetworkFlow| flow.interface == *veth && flow.dst_port == 7001;
             let mut flows = flows.iter().filter(of_pod);
             flows.next().is_some_and(|flow| flow.pod_name == *name && flow.packets == *packets)
         })
     })?;
-    ensure!(source(&traced)?.pods_known == 1, "the deleted ones are not counted");
+    ensure!(source(&traced.status()?).pods_known == 1, "the deleted ones are not counted");
     traced.stop()
 }

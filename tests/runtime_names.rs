@@ -1,18 +1,14 @@
 //! Names come from the container runtime where there is no Kubernetes, and before Kubernetes tells
 //! them where there is.
 
-use std::{
-    fs,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use orb8_agent::{
     config::Config,
     k8s::{KubernetesSource, runtime::RuntimeChoice},
 };
-use orb8_proto::{AttributedBy, FlowQuery, NetworkFlow, PodSourceState, StatusResponse};
+use orb8_proto::{AttributedBy, NetworkFlow, PodSourceState, StatusResponse};
 use orb8_testkit::{
     DockerContainer, DockerServer, KubeApi, Node, NodeOptions, Pod, PodSpec, Process, Program,
     cri_server::Sandbox,
@@ -21,7 +17,6 @@ use orb8_testkit::{
 };
 use orb8_tests::{Traced, address};
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const PORT: u16 = 7001;
 
 /// An agent that nobody but the runtime at `socket` tells names.
@@ -31,24 +26,6 @@ fn traced(node: &Node, socket: &Path, change: impl FnOnce(&mut Config)) -> Resul
         config.runtime = RuntimeChoice::Socket(socket.to_owned());
         change(config);
     })
-}
-
-fn wait_for(
-    traced: &Traced,
-    what: &str,
-    until: impl Fn(&[NetworkFlow], &StatusResponse) -> bool,
-) -> Result<()> {
-    let began = Instant::now();
-    loop {
-        let flows = traced.flows(FlowQuery { limit: 100_000, ..FlowQuery::default() })?;
-        let status = traced.status()?;
-        if until(&flows, &status) {
-            return Ok(());
-        }
-        let sources = (status.pod_source, status.runtime_source);
-        ensure!(began.elapsed() < PATIENCE, "not in time: {what}; {sources:?}, {flows:#?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// Twenty datagrams a second, for longer than any test takes.
@@ -89,7 +66,7 @@ fn a_node_without_kubernetes_names_pods_and_containers_from_the_runtimes_socket(
     let traced = traced(&node, runtime.path(), |_| {})?;
     let _app = sends(&web, "app", &db, PORT)?;
     let _proxy = sends(&web, "proxy", &db, PORT + 1)?;
-    wait_for(&traced, "pods and containers by name", |flows, status| {
+    traced.wait_for("pods and containers by name", |flows, status| {
         let source = status.pod_source.clone().unwrap_or_default();
         owner(flows, &web, PORT) == Some(["shop", "web", "app"])
             && owner(flows, &web, PORT + 1) == Some(["shop", "web", "proxy"])
@@ -101,7 +78,7 @@ fn a_node_without_kubernetes_names_pods_and_containers_from_the_runtimes_socket(
     // The next one is named from its first record on, by an event.
     let late = node.start_pod(PodSpec::new("shop", "late"))?;
     let _late = sends(&late, "app", &db, PORT)?;
-    wait_for(&traced, "a later pod", |flows, _| {
+    traced.wait_for("a later pod", |flows, _| {
         owner(flows, &late, PORT) == Some(["shop", "late", "app"])
     })?;
 
@@ -109,7 +86,7 @@ fn a_node_without_kubernetes_names_pods_and_containers_from_the_runtimes_socket(
     runtime.kill();
     let later = node.start_pod(PodSpec::new("shop", "later"))?;
     let _later = sends(&later, "app", &db, PORT)?;
-    wait_for(&traced, "old names, and an id", |flows, status| {
+    traced.wait_for("old names, and an id", |flows, status| {
         let source = status.runtime_source.clone().unwrap_or_default();
         owner(flows, &web, PORT) == Some(["shop", "web", "app"])
             && flow(flows, &later, PORT).is_some_and(|flow| flow.pod_name == later.uid())
@@ -117,7 +94,7 @@ fn a_node_without_kubernetes_names_pods_and_containers_from_the_runtimes_socket(
             && source.reason.contains("refused")
     })?;
     runtime.restart()?;
-    wait_for(&traced, "all names", |flows, _| {
+    traced.wait_for("all names", |flows, _| {
         owner(flows, &later, PORT) == Some(["shop", "later", "app"])
     })?;
     traced.stop()
@@ -140,13 +117,13 @@ fn kubernetes_is_believed_and_the_runtime_names_what_it_does_not_know() -> Resul
         config.kubernetes = Some(KubernetesSource::Kubeconfig(Some(kubeconfig)));
     })?;
     let _sender = sends(&web, "app", &db, PORT)?;
-    wait_for(&traced, "names while the API is away", |flows, status| {
+    traced.wait_for("names while the API is away", |flows, status| {
         let source = status.pod_source.clone().unwrap_or_default();
         owner(flows, &web, PORT) == Some(["shop", "web-0", "app"])
             && (&*source.kind, source.state()) == ("kubernetes", PodSourceState::Away)
     })?;
     api.refuse(false);
-    wait_for(&traced, "both sources", |flows, status| {
+    traced.wait_for("both sources", |flows, status| {
         let kubernetes = status.pod_source.clone().unwrap_or_default();
         let runtime = status.runtime_source.clone().unwrap_or_default();
         owner(flows, &web, PORT) == Some(["shop", "web-0", "app"])
@@ -160,7 +137,7 @@ fn kubernetes_is_believed_and_the_runtime_names_what_it_does_not_know() -> Resul
     other.uid = web.uid().to_owned();
     other.containers[0].id = web.container_id("app")?.to_owned();
     runtime.put(other);
-    wait_for(&traced, "a disagreement that is told", |flows, status| {
+    traced.wait_for("a disagreement that is told", |flows, status| {
         let reason = status.pod_source.clone().unwrap_or_default().reason;
         owner(flows, &web, PORT) == Some(["shop", "web-0", "app"])
             && reason.contains("1 pods have another name in the container runtime, such as")
@@ -195,7 +172,7 @@ fn a_container_of_docker_is_named_by_its_name() -> Result<()> {
     let script = format!("echo $$ >{} && exec {} run {send}", procs.display(), testpod.display());
     let command = ["sh", "-c", &script].map(String::from).to_vec();
     let _sender = web.spawn("app", &Program::Exec(Exec { command }))?;
-    wait_for(&traced, "the container by Docker's name", |flows, status| {
+    traced.wait_for("the container by Docker's name", |flows, status| {
         let source = status.pod_source.clone().unwrap_or_default();
         owner(flows, &web, PORT) == Some(["", "web-of-docker", "web-of-docker"])
             && (&*source.kind, source.pods_known) == ("docker", 1)
@@ -218,14 +195,14 @@ fn a_socket_that_is_missing_or_none_does_not_keep_the_agent_from_starting() -> R
         let source = status.runtime_source.clone().unwrap_or_default();
         source.state() == PodSourceState::Away && source.reason.contains(reason)
     };
-    wait_for(&traced, "the reason, and bare ids", |flows, status| {
+    traced.wait_for("the reason, and bare ids", |flows, status| {
         flow(flows, &web, PORT).is_some_and(|flow| flow.pod_name == web.uid())
             && away(status, "is a file, expected the socket")
     })?;
     fs::remove_file(&socket)?;
-    wait_for(&traced, "another reason", |_, status| away(status, "no socket"))?;
+    traced.wait_for("another reason", |_, status| away(status, "no socket"))?;
     let _runtime = node.serve_cri(&socket)?;
-    wait_for(&traced, "its name", |flows, _| {
+    traced.wait_for("its name", |flows, _| {
         owner(flows, &web, PORT) == Some(["shop", "web", "app"])
     })?;
     traced.stop()

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use orb8_testkit::program::{Exec, Hold};
+use orb8_testkit::program::Hold;
 use orb8_testkit::{Node, NodeOptions, Pod, PodSpec, Program};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -113,11 +113,8 @@ fn killed_holders_are_cleaned_up_after() {
 
 #[test]
 fn a_killed_owner_takes_its_processes_along_and_the_next_node_removes_its_cgroups() {
-    let mut owner = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "owner_to_be_killed", "--ignored", "--nocapture"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut owner =
+        Command::new(env!("CARGO_BIN_EXE_orb8-testowner")).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines().map_while(Result::ok);
     let mut value = |key: &str| {
         let found = lines.find_map(|line| Some(line.strip_prefix(key)?.to_owned()));
@@ -133,24 +130,6 @@ fn a_killed_owner_takes_its_processes_along_and_the_next_node_removes_its_cgroup
     // Another test of this process may start a node in this moment, and sweep before us.
     let _node = Node::start(NodeOptions::default()).unwrap();
     traces.assert_gone();
-}
-
-/// The owner of the test above: not a test.
-#[test]
-#[ignore = "is started, and killed, by another test"]
-fn owner_to_be_killed() {
-    let node = Node::start(NodeOptions::default()).unwrap();
-    // On a thread that ends: its end is not the owner's, and must not take the pod along.
-    let pod = std::thread::scope(|scope| {
-        scope.spawn(|| node.start_pod(PodSpec::new("shop", "web")).unwrap()).join().unwrap()
-    });
-    sleep(Duration::from_millis(50));
-    // One that does not look at its standard input, whose end the other programs take as a request to end.
-    let deaf = Program::Exec(Exec { command: vec!["sleep".into(), "60".into()] });
-    let program = pod.spawn("app", &deaf).unwrap();
-    println!("cgroup={}", node.cgroup_dir().display());
-    println!("pids={} {} {}", node.holder_pid(), pod.sandbox_pid(), program.pid());
-    sleep(Duration::from_secs(60));
 }
 
 #[test]

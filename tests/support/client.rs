@@ -92,6 +92,26 @@ impl Client {
         Ok(self.call(ask)?.flows)
     }
 
+    /// Asks again and again until flows and status are as `until` says. `what` is what was waited
+    /// for in vain.
+    pub fn wait_for(
+        &self,
+        what: &str,
+        until: impl Fn(&[NetworkFlow], &StatusResponse) -> bool,
+    ) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            let flows = self.flows(FlowQuery { limit: 100_000, ..FlowQuery::default() })?;
+            let status = self.status()?;
+            if until(&flows, &status) {
+                return Ok(());
+            }
+            let sources = (status.pod_source, status.runtime_source);
+            ensure!(began.elapsed() < PATIENCE, "not in time: {what}; {sources:?}, {flows:#?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Totals of a window.
     pub fn pods(&self, query: PodQuery) -> Result<Vec<PodTraffic>> {
         let ask = |mut c: OrbitServiceClient<_>| async move { c.query_pods(query).await };
