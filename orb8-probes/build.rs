@@ -18,7 +18,7 @@ use std::{
 use toolchain::{TARGET, Toolchain};
 
 /// One object each; the bins of bpf/Cargo.toml.
-const PROBES: [&str; 2] = ["cgroup_probe", "network_probe"];
+const PROBES: [&str; 3] = ["cgroup_probe", "network_probe", "syscall_probe"];
 
 fn main() -> ExitCode {
     println!("cargo::rustc-check-cfg=cfg(orb8_probes)");

@@ -10,5 +10,6 @@ pub mod drops;
 pub mod network;
 pub mod pods;
 pub mod record;
+pub mod syscall;
 
 pub use record::Record;

@@ -5,4 +5,4 @@
 pub mod network;
 mod objects;
 
-pub use objects::{CGROUP_PROBE, Missing, NETWORK_PROBE};
+pub use objects::{CGROUP_PROBE, Missing, NETWORK_PROBE, SYSCALL_PROBE};

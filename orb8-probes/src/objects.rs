@@ -44,3 +44,7 @@ object!(
     /// The ELF object of the network signal.
     NETWORK_PROBE, "network_probe"
 );
+object!(
+    /// The ELF object of the syscall signal.
+    SYSCALL_PROBE, "syscall_probe"
+);

@@ -1,0 +1,269 @@
+//! Telling of single calls, with the text that their arguments point to.
+
+use aya_ebpf::{
+    bindings::{BPF_RB_NO_WAKEUP, bpf_raw_tracepoint_args},
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_user,
+        generated::{
+            bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str,
+            bpf_probe_read_user as probe_read_user, bpf_probe_read_user_str, bpf_ringbuf_output,
+        },
+    },
+    macros::map,
+    maps::{Array, PerCpuArray, RingBuf},
+    programs::RawTracePointContext,
+};
+use orb8_common::{
+    drops::Drop,
+    syscall::{
+        Current, NUMBERS, SyscallEvent, TEXT_SIZE,
+        event_flags::{CUT, STARTED, UNREAD},
+        text, told,
+    },
+};
+
+use super::{call::Call, count};
+use crate::{emit, filter};
+
+/// Bytes unless the loader says otherwise. Too small costs events under a storm, which are counted;
+/// it never costs a count.
+const RING_SIZE: u32 = 512 << 10;
+#[map]
+static SYSCALL_EVENTS: RingBuf = RingBuf::with_byte_size(RING_SIZE, 0);
+/// Which calls are told, by number; see [`told`]. Written by the agent.
+#[map]
+static SYSCALL_TOLD: Array<u32> = Array::with_max_entries(NUMBERS as u32, 0);
+/// Which text a call's arguments point to, by number: a [`text`] and the argument. Written by the
+/// agent, which knows the numbers.
+#[map]
+static SYSCALL_TEXTS: Array<TextOf> = Array::with_max_entries(NUMBERS as u32, 0);
+
+pub(crate) use orb8_common::syscall::TextOf;
+
+/// Longest single text. More is cut.
+const PART: usize = 256;
+/// Arguments of a program that are looked at. More are cut.
+const ARGUMENTS: usize = 16;
+
+/// An event is put together here: the stack has no room for it.
+#[repr(C)]
+struct Draft {
+    event: SyscallEvent,
+    /// The last part may begin anywhere within `TEXT_SIZE`.
+    text: [u8; TEXT_SIZE + PART],
+}
+
+#[map]
+static SYSCALL_DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
+
+/// What to do with a call.
+#[inline(always)]
+pub(super) fn told(number: u32) -> u32 {
+    SYSCALL_TOLD.get(number).copied().unwrap_or(told::NEVER)
+}
+
+/// Tells of a call, if somebody wants that.
+#[inline(always)]
+pub(super) fn tell<C: Call>(call: &C, cgroup_id: u64, number: u32, how: u32, current: &mut Current) {
+    let mut weight = 1;
+    if how == told::SAMPLED {
+        let Some(of_so_many) = sampled(current) else { return };
+        weight = of_so_many;
+    }
+    if how != told::ALWAYS && !filter::wants(|| Some(cgroup_id)) {
+        return;
+    }
+    let Some(draft) = draft(cgroup_id, number, weight) else { return };
+    call.arguments(&mut draft.event.args);
+    add_text(draft, number);
+    draft.send();
+}
+
+/// Whether this is the one that is told, and of how many.
+#[inline(always)]
+fn sampled(current: &mut Current) -> Option<u32> {
+    let every = count::settings().sample_every;
+    if every == 0 {
+        return None;
+    }
+    if current.countdown > 1 {
+        current.countdown -= 1;
+        return None;
+    }
+    current.countdown = every;
+    Some(every)
+}
+
+#[inline(always)]
+fn draft(cgroup_id: u64, number: u32, weight: u32) -> Option<&'static mut Draft> {
+    // SAFETY: this CPU's value of a live map, used by one run of the program at a time.
+    let draft = SYSCALL_DRAFT.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })?;
+    let ids = bpf_get_current_pid_tgid();
+    draft.event.cgroup_id = cgroup_id;
+    // SAFETY: a helper without arguments.
+    draft.event.timestamp_ns = unsafe { bpf_ktime_get_boot_ns() };
+    draft.event.pid = (ids >> 32) as u32;
+    draft.event.tid = ids as u32;
+    draft.event.number = number;
+    draft.event.weight = weight;
+    draft.event.comm = bpf_get_current_comm().unwrap_or([0; 16]);
+    draft.event.args = [0; 6];
+    draft.event.flags = 0;
+    draft.event.text = text::NONE;
+    draft.event.text_size = 0;
+    draft.event.reserved = 0;
+    Some(draft)
+}
+
+#[inline(never)]
+fn add_text(draft: &mut Draft, number: u32) {
+    let Some(of) = SYSCALL_TEXTS.get(number) else { return };
+    let argument = draft.event.args[of.argument as usize & 3];
+    match of.text {
+        text::PATH => draft.add_string(argument),
+        text::PROGRAM => {
+            draft.add_string(argument);
+            let list = draft.event.args[(of.argument as usize & 3) + 1];
+            draft.add_strings(list);
+        }
+        text::ADDRESS => draft.add_bytes(argument, draft.event.args[(of.argument as usize & 3) + 1]),
+        _ => return,
+    }
+    draft.event.text = of.text;
+}
+
+impl Draft {
+    /// Where the next text goes.
+    #[inline(always)]
+    fn end(&mut self) -> *mut core::ffi::c_void {
+        let at = self.event.text_size as usize & (TEXT_SIZE - 1);
+        // SAFETY: `at` is within the first `TEXT_SIZE` bytes.
+        unsafe { self.text.as_mut_ptr().add(at).cast() }
+    }
+
+    #[inline(always)]
+    fn grow(&mut self, read: i64, limit: usize) {
+        if read < 0 {
+            self.event.flags |= UNREAD;
+            return;
+        }
+        if read as usize >= limit {
+            self.event.flags |= CUT;
+        }
+        let size = self.event.text_size + read as u32;
+        if size as usize >= TEXT_SIZE {
+            self.event.flags |= CUT;
+            // One less: a mask tells where the next one goes, and there is none.
+            self.event.text_size = TEXT_SIZE as u32 - 1;
+        } else {
+            self.event.text_size = size;
+        }
+    }
+
+    /// A text of the caller.
+    #[inline(always)]
+    fn add_string(&mut self, at: u64) {
+        // SAFETY: there are `PART` bytes behind `end`, and the helper checks what it reads.
+        let read = unsafe { bpf_probe_read_user_str(self.end(), PART as u32, at as *const _) };
+        self.grow(read, PART);
+    }
+
+    /// A list of texts of the caller that ends with a null pointer.
+    #[inline(always)]
+    fn add_strings(&mut self, list: u64) {
+        let mut n = 0;
+        while n < ARGUMENTS {
+            let pointer = (list as *const u64).wrapping_add(n);
+            // SAFETY: the helper checks what it reads.
+            match unsafe { bpf_probe_read_user(pointer) } {
+                Ok(0) => return,
+                Ok(at) => self.add_string(at),
+                Err(_) => {
+                    self.event.flags |= UNREAD;
+                    return;
+                }
+            }
+            if self.event.flags & CUT != 0 {
+                return;
+            }
+            n += 1;
+        }
+        self.event.flags |= CUT;
+    }
+
+    /// Bytes of the caller, as many as fit into a part.
+    #[inline(always)]
+    fn add_bytes(&mut self, at: u64, size: u64) {
+        let wanted = (size as u32).min(PART as u32 - 1);
+        // SAFETY: there are `PART` bytes behind `end`, and the helper checks what it reads.
+        let read = unsafe { probe_read_user(self.end(), wanted, at as *const _) };
+        self.grow(if read == 0 { i64::from(wanted) } else { -1 }, PART);
+    }
+
+    #[inline(always)]
+    fn send(&self) {
+        emit::count(Drop::EventsSeen, 1);
+        let size = size_of::<SyscallEvent>() as u32 + self.event.text_size.min(TEXT_SIZE as u32);
+        let from = core::ptr::from_ref(self).cast_mut().cast();
+        let ring = core::ptr::addr_of!(SYSCALL_EVENTS).cast_mut().cast();
+        // SAFETY: `from` has that many bytes: the head, and text that follows it without a gap.
+        let refused =
+            unsafe { bpf_ringbuf_output(ring, from, u64::from(size), u64::from(BPF_RB_NO_WAKEUP)) };
+        if refused != 0 {
+            emit::count(Drop::RingFull, 1);
+        }
+    }
+}
+
+// Where the running kernel has these members: set by the loader, read only.
+/// `struct task_struct` to its `struct mm_struct *mm`.
+#[unsafe(no_mangle)]
+static TASK_STRUCT_MM: u32 = 0;
+/// `struct mm_struct` to its `unsigned long arg_start`.
+#[unsafe(no_mangle)]
+static MM_STRUCT_ARG_START: u32 = 0;
+/// `struct mm_struct` to its `unsigned long arg_end`.
+#[unsafe(no_mangle)]
+static MM_STRUCT_ARG_END: u32 = 0;
+/// `struct linux_binprm` to its `const char *filename`.
+#[unsafe(no_mangle)]
+static LINUX_BINPRM_FILENAME: u32 = 0;
+
+/// Tells which program an `execve` of this thread started: `TP_PROTO(struct task_struct *p, pid_t
+/// old_pid, struct linux_binprm *bprm)`.
+///
+/// At the call itself, the program's name may lie on a page that nobody has touched yet, such as a
+/// constant of a process that was just forked. By now the kernel has copied it and the arguments.
+#[inline(always)]
+pub(crate) fn tell_started(ctx: &RawTracePointContext, cgroup_id: u64, number: u32) {
+    let (task, bprm): (*const u8, *const u8) = (ctx.arg(0), ctx.arg(2));
+    let Some(draft) = draft(cgroup_id, number, 1) else { return };
+    draft.event.flags = STARTED;
+    draft.event.text = text::PROGRAM;
+    if let Some(filename) = member::<*const u8>(bprm, &LINUX_BINPRM_FILENAME) {
+        // SAFETY: there are `PART` bytes behind `end`, and the helper checks what it reads.
+        let read =
+            unsafe { bpf_probe_read_kernel_str(draft.end(), PART as u32, filename.cast()) };
+        draft.grow(read, PART);
+    }
+    if let Some(mm) = member::<*const u8>(task, &TASK_STRUCT_MM)
+        && let Some(start) = member::<u64>(mm, &MM_STRUCT_ARG_START)
+        && let Some(end) = member::<u64>(mm, &MM_STRUCT_ARG_END)
+    {
+        draft.add_bytes(start, end.wrapping_sub(start));
+        if end.wrapping_sub(start) >= PART as u64 {
+            draft.event.flags |= CUT;
+        }
+    }
+    draft.send();
+}
+
+#[inline(always)]
+fn member<T>(of: *const u8, offset: &'static u32) -> Option<T> {
+    // SAFETY: the loader sets the value, so the compiler must not know it; the helper checks what it
+    // reads.
+    unsafe {
+        let offset = core::ptr::read_volatile(offset) as usize;
+        bpf_probe_read_kernel(of.wrapping_add(offset).cast()).ok()
+    }
+}

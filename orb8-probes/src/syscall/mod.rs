@@ -1,0 +1,52 @@
+//! The syscall signal, kernel side: count a call, and tell of it if somebody wants that.
+
+mod call;
+mod count;
+mod event;
+
+use aya_ebpf::{
+    helpers::generated::bpf_get_current_cgroup_id, programs::RawTracePointContext,
+};
+use orb8_common::syscall::{COMPAT, NUMBERS, OTHER, told};
+
+pub(crate) use call::Call;
+
+/// A call begins.
+#[inline(always)]
+pub(crate) fn enter<C: Call>(call: &C) {
+    let cgroup_id = cgroup_id();
+    let number = number(call);
+    let Some(current) = count::count(cgroup_id, number) else { return };
+    let how = event::told(number);
+    if how != told::NEVER {
+        event::tell(call, cgroup_id, number, how, current);
+    }
+}
+
+/// A program has been started by this thread.
+#[inline(always)]
+pub(crate) fn started(ctx: &RawTracePointContext) {
+    let execve = count::settings().execve;
+    let how = event::told(execve);
+    let cgroup_id = cgroup_id();
+    if how == told::ALWAYS || how == told::LISTENED && crate::filter::wants(|| Some(cgroup_id)) {
+        event::tell_started(ctx, cgroup_id, execve);
+    }
+}
+
+#[inline(always)]
+fn cgroup_id() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_get_current_cgroup_id() }
+}
+
+/// The number under which a call is counted.
+#[inline(always)]
+fn number<C: Call>(call: &C) -> u32 {
+    if call.is_compat() {
+        return COMPAT;
+    }
+    // Numbers below zero, and the x32 ones, become large ones.
+    let number = call.number() as u64;
+    if number < NUMBERS as u64 - 2 { number as u32 } else { OTHER }
+}

@@ -1,0 +1,55 @@
+//! The object `syscall_probe`: one program where every system call begins, in the form that the
+//! kernel has, and one where a program has been started.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+#![expect(unsafe_code, reason = "maps, arguments and helpers are raw pointers on this side")]
+
+mod atomic;
+mod emit;
+mod filter;
+mod syscall;
+
+use aya_ebpf::{
+    macros::{btf_tracepoint, raw_tracepoint, tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
+};
+
+/// The cheapest: the verifier knows the arguments' types.
+#[btf_tracepoint(function = "sys_enter")]
+pub fn orb8_sys_enter(ctx: BtfTracePointContext) -> i32 {
+    syscall::enter(&ctx);
+    0
+}
+
+/// For kernels without type information.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn orb8_sys_enter_raw(ctx: RawTracePointContext) -> i32 {
+    syscall::enter(&ctx);
+    0
+}
+
+/// Where that is all there is.
+#[tracepoint(category = "raw_syscalls", name = "sys_enter")]
+pub fn orb8_sys_enter_tp(ctx: TracePointContext) -> u32 {
+    syscall::enter(&ctx);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn orb8_process_exec(ctx: RawTracePointContext) -> i32 {
+    syscall::started(&ctx);
+    0
+}
+
+/// Attached for measurements only: the floor under those of `orb8_sys_enter`.
+#[btf_tracepoint(function = "sys_enter")]
+pub fn orb8_sys_enter_empty(_ctx: BtfTracePointContext) -> i32 {
+    0
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program that can get here, so nothing can.
+    loop {}
+}
