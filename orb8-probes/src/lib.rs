@@ -2,7 +2,10 @@
 //!
 //! The kernel side is the files beside this one, compiled by `build.rs` for the BPF target.
 
+pub mod btf;
 pub mod network;
 mod objects;
 
-pub use objects::{CGROUP_PROBE, Missing, NETWORK_PROBE, SYSCALL_PROBE};
+pub use objects::{
+    CGROUP_MEMBERS, CGROUP_PROBE, Missing, NETWORK_PROBE, SYSCALL_MEMBERS, SYSCALL_PROBE,
+};

@@ -1,4 +1,6 @@
-//! The embedded objects, or the reason why there are none.
+//! The embedded objects, or the reason why there are none, and what each wants to know of the kernel.
+
+use crate::btf::Member;
 
 /// This binary was built on a machine that could not compile eBPF.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,3 +50,19 @@ object!(
     /// The ELF object of the syscall signal.
     SYSCALL_PROBE, "syscall_probe"
 );
+
+/// Globals of [`CGROUP_PROBE`].
+pub const CGROUP_MEMBERS: [Member; 4] = [
+    ("CGROUP_ROOT", ("cgroup", "root")),
+    ("CGROUP_KN", ("cgroup", "kn")),
+    ("CGROUP_ROOT_HIERARCHY_ID", ("cgroup_root", "hierarchy_id")),
+    ("KERNFS_NODE_ID", ("kernfs_node", "id")),
+];
+
+/// Globals of [`SYSCALL_PROBE`].
+pub const SYSCALL_MEMBERS: [Member; 4] = [
+    ("TASK_STRUCT_MM", ("task_struct", "mm")),
+    ("MM_STRUCT_ARG_START", ("mm_struct", "arg_start")),
+    ("MM_STRUCT_ARG_END", ("mm_struct", "arg_end")),
+    ("LINUX_BINPRM_FILENAME", ("linux_binprm", "filename")),
+];

@@ -5,7 +5,6 @@
 #![feature(asm_experimental_arch)]
 #![expect(unsafe_code, reason = "maps, arguments and helpers are raw pointers on this side")]
 
-mod atomic;
 mod emit;
 mod filter;
 mod syscall;

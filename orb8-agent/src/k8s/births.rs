@@ -12,19 +12,11 @@ use tokio::io::unix::AsyncFd;
 use crate::{
     collector::Collector,
     ledger::{Amount, Ledger, LossPoint, Stage},
-    probe_loader::{LoadError, Object, RawMap, btf::Btf},
+    probe_loader::{LoadError, Object, RawMap},
 };
 
 /// Whose losses they are.
 const NAME: &str = "cgroups";
-/// Members of the kernel's structures that the probe reads, and its global for each.
-const MEMBERS: [(&str, &str, &str); 4] = [
-    ("CGROUP_ROOT", "cgroup", "root"),
-    ("CGROUP_KN", "cgroup", "kn"),
-    ("CGROUP_ROOT_HIERARCHY_ID", "cgroup_root", "hierarchy_id"),
-    ("KERNFS_NODE_ID", "kernfs_node", "id"),
-];
-
 /// What became of a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -57,7 +49,8 @@ pub struct Births {
 impl Births {
     /// Loads and attaches the probe.
     pub fn attach(ledger: Ledger) -> Result<Self, BirthsError> {
-        let globals = offsets().map_err(BirthsError::Btf)?;
+        let globals =
+            orb8_probes::btf::offsets(&orb8_probes::CGROUP_MEMBERS).map_err(BirthsError::Btf)?;
         let probe = orb8_probes::CGROUP_PROBE.map_err(LoadError::from)?;
         let mut object = Object::load(probe, &[], &globals)?;
         let events = Collector::new(object.ring("CGROUP_EVENTS")?, ledger.clone(), NAME);
@@ -92,15 +85,4 @@ impl Births {
         self.ledger.stands_at(point, Amount { records: lost, packets: 0 });
         false
     }
-}
-
-fn offsets() -> io::Result<Vec<(&'static str, u32)>> {
-    let btf = Btf::of_kernel()?;
-    let offset = |(global, structure, member)| {
-        let offset = btf
-            .offset(structure, member)
-            .ok_or_else(|| io::Error::other(format!("no member {member} in struct {structure}")))?;
-        Ok((global, offset))
-    };
-    MEMBERS.into_iter().map(offset).collect()
 }

@@ -2,7 +2,6 @@
 //! long as the process, and so do links of the kinds that allow it.
 #![expect(unsafe_code, reason = "bpf(2) is called with raw pointers, in `map`")]
 
-pub mod btf;
 mod cgroup_skb;
 mod classifier;
 pub mod map;

@@ -13,7 +13,7 @@ use orb8_common::{
     syscall::{Current, NO_SLOT, NOBODY, NUMBERS, SyscallCounts, SyscallSettings, UnslottedKey},
 };
 
-use crate::{atomic::fetch_add, emit};
+use crate::emit::{self, fetch_add};
 
 /// Slots unless the loader says otherwise: 2 KiB each per CPU.
 const SLOTS: u32 = 256;

@@ -1,7 +1,9 @@
 //! Telling of single calls, with the text that their arguments point to.
 
+use core::arch::asm;
+
 use aya_ebpf::{
-    bindings::{BPF_RB_NO_WAKEUP, bpf_raw_tracepoint_args},
+    bindings::BPF_RB_NO_WAKEUP,
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_user,
         generated::{
@@ -23,7 +25,10 @@ use orb8_common::{
 };
 
 use super::{call::Call, count};
-use crate::{emit, filter};
+use crate::{
+    emit,
+    filter::{self, Whose},
+};
 
 /// Bytes unless the loader says otherwise. Too small costs events under a storm, which are counted;
 /// it never costs a count.
@@ -70,7 +75,7 @@ pub(super) fn tell<C: Call>(call: &C, cgroup_id: u64, number: u32, how: u32, cur
         let Some(of_so_many) = sampled(current) else { return };
         weight = of_so_many;
     }
-    if how != told::ALWAYS && !filter::wants(|| Some(cgroup_id)) {
+    if how != told::ALWAYS && !filter::wants(|| Whose::Cgroup(cgroup_id)) {
         return;
     }
     let Some(draft) = draft(cgroup_id, number, weight) else { return };
@@ -194,7 +199,7 @@ impl Draft {
     /// Bytes of the caller, as many as fit into a part.
     #[inline(always)]
     fn add_bytes(&mut self, at: u64, size: u64) {
-        let wanted = (size as u32).min(PART as u32 - 1);
+        let wanted = at_most(size as u32, PART as u32 - 1);
         // SAFETY: there are `PART` bytes behind `end`, and the helper checks what it reads.
         let read = unsafe { probe_read_user(self.end(), wanted, at as *const _) };
         self.grow(if read == 0 { i64::from(wanted) } else { -1 }, PART);
@@ -203,7 +208,8 @@ impl Draft {
     #[inline(always)]
     fn send(&self) {
         emit::count(Drop::EventsSeen, 1);
-        let size = size_of::<SyscallEvent>() as u32 + self.event.text_size.min(TEXT_SIZE as u32);
+        let text = at_most(self.event.text_size, TEXT_SIZE as u32 - 1);
+        let size = size_of::<SyscallEvent>() as u32 + text;
         let from = core::ptr::from_ref(self).cast_mut().cast();
         let ring = core::ptr::addr_of!(SYSCALL_EVENTS).cast_mut().cast();
         // SAFETY: `from` has that many bytes: the head, and text that follows it without a gap.
@@ -213,6 +219,18 @@ impl Draft {
             emit::count(Drop::RingFull, 1);
         }
     }
+}
+
+/// The smaller one, in a form that verifiers understand: `limit` is all ones.
+#[inline(always)]
+fn at_most(n: u32, limit: u32) -> u32 {
+    let mut n = u64::from(n.min(limit));
+    // SAFETY: changes that one register only. LLVM would find the mask superfluous.
+    unsafe {
+        asm!("{n} &= {limit}", n = inout(reg) n, limit = in(reg) u64::from(limit),
+            options(pure, nomem, nostack));
+    }
+    n as u32
 }
 
 // Where the running kernel has these members: set by the loader, read only.

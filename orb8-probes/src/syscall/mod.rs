@@ -10,6 +10,7 @@ use aya_ebpf::{
 use orb8_common::syscall::{COMPAT, NUMBERS, OTHER, told};
 
 pub(crate) use call::Call;
+use crate::filter::{self, Whose};
 
 /// A call begins.
 #[inline(always)]
@@ -29,7 +30,7 @@ pub(crate) fn started(ctx: &RawTracePointContext) {
     let execve = count::settings().execve;
     let how = event::told(execve);
     let cgroup_id = cgroup_id();
-    if how == told::ALWAYS || how == told::LISTENED && crate::filter::wants(|| Some(cgroup_id)) {
+    if how == told::ALWAYS || how == told::LISTENED && filter::wants(|| Whose::Cgroup(cgroup_id)) {
         event::tell_started(ctx, cgroup_id, execve);
     }
 }

@@ -29,8 +29,23 @@ mod kind {
 /// Nesting of anonymous structures and of typedefs beyond which type information is not believed.
 const DEPTH: usize = 16;
 
+/// A global of a probe, and the member of a kernel structure whose offset it holds.
+pub type Member = (&'static str, (&'static str, &'static str));
+
+/// What the running kernel says of these members: each global with its value.
+pub fn offsets(members: &[Member]) -> io::Result<Vec<(&'static str, u32)>> {
+    let btf = Btf::of_kernel()?;
+    let offset = |&(global, (structure, member)): &Member| {
+        let offset = btf.offset(structure, member).ok_or_else(|| {
+            io::Error::other(format!("{VMLINUX}: no member {member} in struct {structure}"))
+        })?;
+        Ok((global, offset))
+    };
+    members.iter().map(offset).collect()
+}
+
 /// The kernel's types.
-pub struct Btf {
+struct Btf {
     raw: Vec<u8>,
     strings: usize,
     /// Where each type's record begins, by id.
@@ -40,7 +55,7 @@ pub struct Btf {
 
 impl Btf {
     /// The types of the running kernel.
-    pub fn of_kernel() -> io::Result<Self> {
+    fn of_kernel() -> io::Result<Self> {
         let named = |e: io::Error| io::Error::new(e.kind(), format!("{VMLINUX}: {e}"));
         let invalid = || io::Error::new(io::ErrorKind::InvalidData, format!("{VMLINUX}: not BTF"));
         Self::parse(fs::read(VMLINUX).map_err(named)?).ok_or_else(invalid)
@@ -83,8 +98,7 @@ impl Btf {
     }
 
     /// The offset of a member of a structure in bytes, those of anonymous members included.
-    #[must_use]
-    pub fn offset(&self, structure: &str, member: &str) -> Option<u32> {
+    fn offset(&self, structure: &str, member: &str) -> Option<u32> {
         self.bits(*self.structs.get(structure)?, member, DEPTH).map(|bits| bits / 8)
     }
 
@@ -149,14 +163,8 @@ mod tests {
     #[test]
     fn the_running_kernels_structures_are_found() {
         let btf = Btf::of_kernel().unwrap();
-        for (structure, member) in [
-            ("cgroup", "root"),
-            ("cgroup", "kn"),
-            ("cgroup_root", "hierarchy_id"),
-            ("kernfs_node", "id"),
-        ] {
-            let offset = btf.offset(structure, member);
-            assert!(offset.is_some(), "{structure}.{member}");
+        for members in [&crate::CGROUP_MEMBERS, &crate::SYSCALL_MEMBERS] {
+            assert_eq!(offsets(members).unwrap().len(), members.len());
         }
         // The first member of struct list_head, and the second, which is one pointer later.
         assert_eq!(btf.offset("list_head", "next"), Some(0));
