@@ -4,8 +4,9 @@ use std::{future::Future, io, sync::Arc, time::SystemTime};
 
 use futures_util::stream::BoxStream;
 use orb8_proto::{
-    Event, FlowQuery, FlowResponse, LossReport, NodeStatus, PodQuery, PodResponse, StatusRequest,
-    StatusResponse, StreamRequest, SyscallQuery, SyscallResponse, event,
+    AnomalyQuery, AnomalyResponse, Event, FlowQuery, FlowResponse, LossReport, NodeStatus,
+    PodQuery, PodResponse, StatusRequest, StatusResponse, StreamRequest, SyscallProfileQuery,
+    SyscallProfileResponse, SyscallQuery, SyscallResponse, event,
     orbit_service_server::{OrbitService, OrbitServiceServer},
 };
 use tokio::{io::DuplexStream, sync::mpsc, time::Instant};
@@ -107,6 +108,20 @@ impl OrbitService for Api {
         &self,
         _request: Request<SyscallQuery>,
     ) -> Result<Response<SyscallResponse>, Status> {
+        Err(Status::unimplemented("this agent has no syscall signal"))
+    }
+
+    async fn query_anomalies(
+        &self,
+        _request: Request<AnomalyQuery>,
+    ) -> Result<Response<AnomalyResponse>, Status> {
+        Err(Status::unimplemented("this agent has no syscall signal"))
+    }
+
+    async fn get_syscall_profile(
+        &self,
+        _request: Request<SyscallProfileQuery>,
+    ) -> Result<Response<SyscallProfileResponse>, Status> {
         Err(Status::unimplemented("this agent has no syscall signal"))
     }
 

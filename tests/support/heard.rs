@@ -9,7 +9,9 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
-use orb8_proto::{Direction, Event, InterfaceStatus, LossReport, NetworkFlow, event};
+use orb8_proto::{
+    Anomaly, Direction, Event, InterfaceStatus, LossReport, NetworkFlow, SyscallEvent, event,
+};
 use tokio::{runtime::Runtime, task::JoinHandle};
 use tokio_stream::StreamExt as _;
 use tonic::{Status, Streaming};
@@ -51,6 +53,8 @@ impl Trace {
                 Some(event::Event::NetworkFlow(flow)) => heard.flows.push(flow),
                 Some(event::Event::Loss(report)) => heard.reports.push(report),
                 Some(event::Event::NodeStatus(_)) => heard.began_with_status |= at == 0,
+                Some(event::Event::Syscall(call)) => heard.syscalls.push(call),
+                Some(event::Event::Anomaly(anomaly)) => heard.anomalies.push(anomaly),
                 None => bail!("an event without content"),
             }
         }
@@ -63,6 +67,10 @@ impl Trace {
 pub struct Heard {
     /// Records, in order.
     pub flows: Vec<NetworkFlow>,
+    /// System calls, in order.
+    pub syscalls: Vec<SyscallEvent>,
+    /// Anomalies, in order.
+    pub anomalies: Vec<Anomaly>,
     /// Loss reports, in order.
     pub reports: Vec<LossReport>,
     /// The first event told the node's state.

@@ -61,6 +61,7 @@ pub(super) async fn network(
         signals: vec![String::from("network")],
         duration_ns: args.duration.and_then(|time| i64::try_from(time.as_nanos()).ok()),
         interface,
+        ..Default::default()
     };
     let mut session = Session::open(&target, &args.agent, Purpose::Watch, notes).await?;
     let mut follower = Follower {
@@ -148,8 +149,8 @@ impl Follower<'_> {
                 }
             }
             Some(Loss(report)) => self.report(report),
-            // A newer agent's event of a kind that this version does not know.
-            None => (),
+            // Not asked for, or a newer agent's event of a kind that this version does not know.
+            Some(_) | None => (),
         }
         Ok(false)
     }

@@ -9,9 +9,10 @@ use std::{
 };
 
 use orb8_proto::{
-    AttributedBy, Direction, Event, FlowQuery, FlowResponse, FlowState, InterfaceStatus,
-    LossReport, NetworkFlow, NodeStatus, PodQuery, PodResponse, SignalState, SignalStatus,
-    StatusRequest, StatusResponse, StreamRequest, SyscallQuery, SyscallResponse,
+    AnomalyQuery, AnomalyResponse, AttributedBy, Direction, Event, FlowQuery, FlowResponse,
+    FlowState, InterfaceStatus, LossReport, NetworkFlow, NodeStatus, PodQuery, PodResponse,
+    SignalState, SignalStatus, StatusRequest, StatusResponse, StreamRequest, SyscallProfileQuery,
+    SyscallProfileResponse, SyscallQuery, SyscallResponse,
     event::Event as Kind,
     orbit_service_server::{OrbitService, OrbitServiceServer},
 };
@@ -253,6 +254,20 @@ impl OrbitService for Service {
         &self,
         _: Request<SyscallQuery>,
     ) -> Result<Response<SyscallResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn query_anomalies(
+        &self,
+        _: Request<AnomalyQuery>,
+    ) -> Result<Response<AnomalyResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn get_syscall_profile(
+        &self,
+        _: Request<SyscallProfileQuery>,
+    ) -> Result<Response<SyscallProfileResponse>, Status> {
         Err(Status::unimplemented("not in this test"))
     }
 }

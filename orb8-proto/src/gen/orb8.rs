@@ -223,14 +223,27 @@ pub struct PodTraffic {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SyscallQuery {
+    /// exact
     #[prost(string, tag = "1")]
     pub namespace: ::prost::alloc::string::String,
+    /// prefix
     #[prost(string, tag = "2")]
     pub pod_name: ::prost::alloc::string::String,
     #[prost(int64, optional, tag = "3")]
     pub start_time_ns: ::core::option::Option<i64>,
     #[prost(int64, optional, tag = "4")]
     pub end_time_ns: ::core::option::Option<i64>,
+    /// rows; 0: the agent's own limit
+    #[prost(uint32, tag = "5")]
+    pub limit: u32,
+    #[prost(enumeration = "SyscallSort", tag = "6")]
+    pub sort_by: i32,
+    /// names; none: all
+    #[prost(string, repeated, tag = "7")]
+    pub syscalls: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// exact
+    #[prost(string, tag = "8")]
+    pub container: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SyscallResponse {
@@ -239,7 +252,8 @@ pub struct SyscallResponse {
     #[prost(message, optional, tag = "2")]
     pub coverage: ::core::option::Option<Coverage>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+/// Calls of one kind by one container, or by one unit of the node's own processes, in a window.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SyscallCount {
     #[prost(string, tag = "1")]
     pub namespace: ::prost::alloc::string::String,
@@ -247,10 +261,305 @@ pub struct SyscallCount {
     pub pod_name: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub container: ::prost::alloc::string::String,
+    /// e.g. "openat"; "compat" for calls of 32-bit programs, "other" for unknown numbers
     #[prost(string, tag = "4")]
     pub syscall: ::prost::alloc::string::String,
     #[prost(uint64, tag = "5")]
     pub calls: u64,
+    #[prost(string, tag = "6")]
+    pub pod_uid: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub container_id: ::prost::alloc::string::String,
+    /// the caller's cgroup, or nobody
+    #[prost(enumeration = "AttributedBy", tag = "8")]
+    pub attributed_by: i32,
+    #[prost(string, tag = "9")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(string, tag = "10")]
+    pub workload: ::prost::alloc::string::String,
+    #[prost(string, tag = "11")]
+    pub unit: ::prost::alloc::string::String,
+    /// of the call, on this node's architecture
+    #[prost(uint32, tag = "12")]
+    pub number: u32,
+    /// file, network, process, memory, …: of the label on the metrics
+    #[prost(string, tag = "13")]
+    pub class: ::prost::alloc::string::String,
+    /// end of the last interval with calls
+    #[prost(int64, tag = "14")]
+    pub timestamp_ns: i64,
+    /// Returns and latencies, where the agent watches the ends of calls (--latency).
+    #[prost(message, optional, tag = "15")]
+    pub outcome: ::core::option::Option<SyscallOutcome>,
+}
+/// How calls ended.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SyscallOutcome {
+    /// calls that ended in the window; those that wait have not
+    #[prost(uint64, tag = "1")]
+    pub returned: u64,
+    /// of them, with an error number
+    #[prost(uint64, tag = "2")]
+    pub errors: u64,
+    /// sum
+    #[prost(uint64, tag = "3")]
+    pub duration_ns: u64,
+    /// Calls that took less than 2^(i+8) ns and no less than half of that: 0: below 256 ns; the last
+    /// one holds the longer ones as well.
+    #[prost(uint64, repeated, tag = "4")]
+    pub latency: ::prost::alloc::vec::Vec<u64>,
+    /// upper bounds, of the bucket that the quantile falls into
+    #[prost(uint64, tag = "5")]
+    pub p50_ns: u64,
+    #[prost(uint64, tag = "6")]
+    pub p99_ns: u64,
+    /// largest first
+    #[prost(message, repeated, tag = "7")]
+    pub errors_by_number: ::prost::alloc::vec::Vec<ErrorCount>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ErrorCount {
+    #[prost(uint32, tag = "1")]
+    pub errno: u32,
+    /// e.g. "ENOENT"
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub count: u64,
+}
+/// One system call.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SyscallEvent {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub pod_name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub container: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub container_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub pod_uid: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub workload: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub unit: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(enumeration = "AttributedBy", tag = "9")]
+    pub attributed_by: i32,
+    /// when it began
+    #[prost(int64, tag = "10")]
+    pub timestamp_ns: i64,
+    /// in the node's process namespace
+    #[prost(uint32, tag = "11")]
+    pub pid: u32,
+    #[prost(uint32, tag = "12")]
+    pub tid: u32,
+    /// name of the thread
+    #[prost(string, tag = "13")]
+    pub comm: ::prost::alloc::string::String,
+    #[prost(string, tag = "14")]
+    pub syscall: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "15")]
+    pub number: u32,
+    /// calls that this record stands for: 1 unless calls of this kind are sampled
+    #[prost(uint64, tag = "16")]
+    pub weight: u64,
+    /// of a program that is executed, or a file that is opened, as the caller wrote it
+    #[prost(string, tag = "17")]
+    pub path: ::prost::alloc::string::String,
+    /// of a program that is executed
+    #[prost(string, repeated, tag = "18")]
+    pub args: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// that is connected to: "10.0.0.1:443", "\[::1\]:80", "unix:/run/x.sock"
+    #[prost(string, tag = "19")]
+    pub address: ::prost::alloc::string::String,
+    /// of an open: O_RDWR, O_CREAT, …
+    #[prost(string, repeated, tag = "20")]
+    pub flags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// as they are in the registers
+    #[prost(uint64, repeated, tag = "21")]
+    pub arguments: ::prost::alloc::vec::Vec<u64>,
+    /// path, args or address were longer than what is copied
+    #[prost(bool, tag = "22")]
+    pub cut: bool,
+    /// or lay in memory that could not be read at that moment
+    #[prost(bool, tag = "23")]
+    pub unread: bool,
+    /// Where the ends of calls are watched.
+    ///
+    /// what it returned; negative: an error number
+    #[prost(int64, optional, tag = "24")]
+    pub result: ::core::option::Option<i64>,
+    /// its name, e.g. "EACCES"
+    #[prost(string, tag = "25")]
+    pub error: ::prost::alloc::string::String,
+    #[prost(uint64, optional, tag = "26")]
+    pub duration_ns: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SyscallProfileQuery {
+    /// exact
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// prefix
+    #[prost(string, tag = "2")]
+    pub pod_name: ::prost::alloc::string::String,
+    /// exact
+    #[prost(string, tag = "3")]
+    pub container: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SyscallProfileResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub profiles: ::prost::alloc::vec::Vec<SyscallProfile>,
+    #[prost(string, tag = "2")]
+    pub node: ::prost::alloc::string::String,
+}
+/// What one container was seen to call.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SyscallProfile {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub pod_name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub container: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub pod_uid: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub container_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub workload: ::prost::alloc::string::String,
+    /// as uname has it: x86_64, aarch64
+    #[prost(string, tag = "7")]
+    pub architecture: ::prost::alloc::string::String,
+    /// sorted
+    #[prost(string, repeated, tag = "8")]
+    pub syscalls: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(int64, tag = "9")]
+    pub observed_from_ns: i64,
+    #[prost(int64, tag = "10")]
+    pub observed_until_ns: i64,
+    /// The container was watched from its first call on.
+    #[prost(bool, tag = "11")]
+    pub since_start: bool,
+    /// Why something may be missing: calls that nobody could be given, of 32-bit programs, …
+    #[prost(string, repeated, tag = "12")]
+    pub gaps: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AnomalyQuery {
+    /// exact
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// prefix
+    #[prost(string, tag = "2")]
+    pub pod_name: ::prost::alloc::string::String,
+    #[prost(int64, optional, tag = "3")]
+    pub start_time_ns: ::core::option::Option<i64>,
+    #[prost(int64, optional, tag = "4")]
+    pub end_time_ns: ::core::option::Option<i64>,
+    #[prost(uint32, tag = "5")]
+    pub limit: u32,
+    /// none: all
+    #[prost(enumeration = "AnomalyKind", repeated, tag = "6")]
+    pub kinds: ::prost::alloc::vec::Vec<i32>,
+    /// without those that have cleared
+    #[prost(bool, tag = "7")]
+    pub active_only: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AnomalyResponse {
+    /// latest first
+    #[prost(message, repeated, tag = "1")]
+    pub anomalies: ::prost::alloc::vec::Vec<Anomaly>,
+    #[prost(message, optional, tag = "2")]
+    pub coverage: ::core::option::Option<Coverage>,
+    /// of the workloads that match
+    #[prost(message, repeated, tag = "3")]
+    pub baselines: ::prost::alloc::vec::Vec<Baseline>,
+}
+/// Something that departs from what a workload did while it was learnt, or should not happen at all.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Anomaly {
+    /// the same for as long as it lasts
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(enumeration = "AnomalyKind", tag = "2")]
+    pub kind: i32,
+    #[prost(string, tag = "3")]
+    pub namespace: ::prost::alloc::string::String,
+    /// where it was last seen
+    #[prost(string, tag = "4")]
+    pub pod_name: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub container: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub workload: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub image: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub unit: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub container_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "10")]
+    pub node: ::prost::alloc::string::String,
+    /// or an error's name, of an error storm
+    #[prost(string, tag = "11")]
+    pub syscall: ::prost::alloc::string::String,
+    #[prost(int64, tag = "12")]
+    pub since_ns: i64,
+    #[prost(int64, tag = "13")]
+    pub last_seen_ns: i64,
+    /// 0: it lasts
+    #[prost(int64, tag = "14")]
+    pub cleared_ns: i64,
+    /// calls a second, or errors a second
+    #[prost(double, tag = "15")]
+    pub value: f64,
+    /// median of what was learnt
+    #[prost(double, tag = "16")]
+    pub normal: f64,
+    /// distance from it, in robust standard deviations (1.4826 MAD)
+    #[prost(double, tag = "17")]
+    pub deviation: f64,
+    /// calls that made it
+    #[prost(uint64, tag = "18")]
+    pub occurrences: u64,
+    /// e.g. "nc (pid 4711): execve /bin/sh -i"
+    #[prost(string, repeated, tag = "19")]
+    pub evidence: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// one line for people
+    #[prost(string, tag = "20")]
+    pub summary: ::prost::alloc::string::String,
+}
+/// What has been learnt of a workload.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Baseline {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub workload: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub container: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub image: ::prost::alloc::string::String,
+    #[prost(enumeration = "BaselineState", tag = "5")]
+    pub state: i32,
+    /// learning began
+    #[prost(int64, tag = "6")]
+    pub since_ns: i64,
+    /// and ended, or will if it goes on like this
+    #[prost(int64, tag = "7")]
+    pub learnt_ns: i64,
+    /// with calls, so far
+    #[prost(uint32, tag = "8")]
+    pub windows: u32,
+    /// different ones
+    #[prost(uint32, tag = "9")]
+    pub syscalls: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusRequest {}
@@ -411,6 +720,12 @@ pub struct StreamRequest {
     /// exact
     #[prost(string, tag = "5")]
     pub interface: ::prost::alloc::string::String,
+    /// names; none: those that are worth telling
+    #[prost(string, repeated, tag = "6")]
+    pub syscalls: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// system calls that failed; needs the ends of calls to be watched
+    #[prost(bool, tag = "7")]
+    pub errors_only: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Event {
@@ -418,7 +733,7 @@ pub struct Event {
     pub node: ::prost::alloc::string::String,
     #[prost(int64, tag = "2")]
     pub timestamp_ns: i64,
-    #[prost(oneof = "event::Event", tags = "3, 4, 5")]
+    #[prost(oneof = "event::Event", tags = "3, 4, 5, 6, 7")]
     pub event: ::core::option::Option<event::Event>,
 }
 /// Nested message and enum types in `Event`.
@@ -431,6 +746,10 @@ pub mod event {
         NodeStatus(super::NodeStatus),
         #[prost(message, tag = "5")]
         Loss(super::LossReport),
+        #[prost(message, tag = "6")]
+        Syscall(super::SyscallEvent),
+        #[prost(message, tag = "7")]
+        Anomaly(super::Anomaly),
     }
 }
 /// First in every stream, and again when something changes.
@@ -726,6 +1045,110 @@ impl PodSort {
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
+pub enum SyscallSort {
+    /// calls
+    Unspecified = 0,
+    Calls = 1,
+    Errors = 2,
+    /// 99th percentile
+    Latency = 3,
+    /// of owner, then of call
+    Name = 4,
+}
+impl SyscallSort {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SYSCALL_SORT_UNSPECIFIED",
+            Self::Calls => "SYSCALL_SORT_CALLS",
+            Self::Errors => "SYSCALL_SORT_ERRORS",
+            Self::Latency => "SYSCALL_SORT_LATENCY",
+            Self::Name => "SYSCALL_SORT_NAME",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SYSCALL_SORT_UNSPECIFIED" => Some(Self::Unspecified),
+            "SYSCALL_SORT_CALLS" => Some(Self::Calls),
+            "SYSCALL_SORT_ERRORS" => Some(Self::Errors),
+            "SYSCALL_SORT_LATENCY" => Some(Self::Latency),
+            "SYSCALL_SORT_NAME" => Some(Self::Name),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AnomalyKind {
+    Unspecified = 0,
+    /// never seen of this workload while it was learnt
+    NewSyscall = 1,
+    SensitiveSyscall = 2,
+    /// far from the workload's own history
+    Rate = 3,
+    ErrorStorm = 4,
+}
+impl AnomalyKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ANOMALY_KIND_UNSPECIFIED",
+            Self::NewSyscall => "ANOMALY_KIND_NEW_SYSCALL",
+            Self::SensitiveSyscall => "ANOMALY_KIND_SENSITIVE_SYSCALL",
+            Self::Rate => "ANOMALY_KIND_RATE",
+            Self::ErrorStorm => "ANOMALY_KIND_ERROR_STORM",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ANOMALY_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "ANOMALY_KIND_NEW_SYSCALL" => Some(Self::NewSyscall),
+            "ANOMALY_KIND_SENSITIVE_SYSCALL" => Some(Self::SensitiveSyscall),
+            "ANOMALY_KIND_RATE" => Some(Self::Rate),
+            "ANOMALY_KIND_ERROR_STORM" => Some(Self::ErrorStorm),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum BaselineState {
+    Unspecified = 0,
+    Learning = 1,
+    Learnt = 2,
+}
+impl BaselineState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "BASELINE_STATE_UNSPECIFIED",
+            Self::Learning => "BASELINE_STATE_LEARNING",
+            Self::Learnt => "BASELINE_STATE_LEARNT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "BASELINE_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "BASELINE_STATE_LEARNING" => Some(Self::Learning),
+            "BASELINE_STATE_LEARNT" => Some(Self::Learnt),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
 pub enum PodSourceState {
     Unspecified = 0,
     /// read once
@@ -1011,6 +1434,56 @@ pub mod orbit_service_client {
                 .insert(GrpcMethod::new("orb8.OrbitService", "QueryPods"));
             self.inner.unary(req, path, codec).await
         }
+        /// What departs from the normal, and what has been learnt to be normal.
+        pub async fn query_anomalies(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AnomalyQuery>,
+        ) -> std::result::Result<
+            tonic::Response<super::AnomalyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/orb8.OrbitService/QueryAnomalies",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("orb8.OrbitService", "QueryAnomalies"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Every system call that containers were seen to make since they are watched.
+        pub async fn get_syscall_profile(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SyscallProfileQuery>,
+        ) -> std::result::Result<
+            tonic::Response<super::SyscallProfileResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/orb8.OrbitService/GetSyscallProfile",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("orb8.OrbitService", "GetSyscallProfile"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1060,6 +1533,19 @@ pub mod orbit_service_server {
             &self,
             request: tonic::Request<super::PodQuery>,
         ) -> std::result::Result<tonic::Response<super::PodResponse>, tonic::Status>;
+        /// What departs from the normal, and what has been learnt to be normal.
+        async fn query_anomalies(
+            &self,
+            request: tonic::Request<super::AnomalyQuery>,
+        ) -> std::result::Result<tonic::Response<super::AnomalyResponse>, tonic::Status>;
+        /// Every system call that containers were seen to make since they are watched.
+        async fn get_syscall_profile(
+            &self,
+            request: tonic::Request<super::SyscallProfileQuery>,
+        ) -> std::result::Result<
+            tonic::Response<super::SyscallProfileResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct OrbitServiceServer<T> {
@@ -1344,6 +1830,97 @@ pub mod orbit_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = QueryPodsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/orb8.OrbitService/QueryAnomalies" => {
+                    #[allow(non_camel_case_types)]
+                    struct QueryAnomaliesSvc<T: OrbitService>(pub Arc<T>);
+                    impl<
+                        T: OrbitService,
+                    > tonic::server::UnaryService<super::AnomalyQuery>
+                    for QueryAnomaliesSvc<T> {
+                        type Response = super::AnomalyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AnomalyQuery>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as OrbitService>::query_anomalies(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = QueryAnomaliesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/orb8.OrbitService/GetSyscallProfile" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetSyscallProfileSvc<T: OrbitService>(pub Arc<T>);
+                    impl<
+                        T: OrbitService,
+                    > tonic::server::UnaryService<super::SyscallProfileQuery>
+                    for GetSyscallProfileSvc<T> {
+                        type Response = super::SyscallProfileResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SyscallProfileQuery>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as OrbitService>::get_syscall_profile(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetSyscallProfileSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
