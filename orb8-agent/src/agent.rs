@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
 use hyper_util::rt::TokioIo;
-use orb8_proto::Loss;
+use orb8_proto::{Loss, SignalState};
 use tokio::io::DuplexStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -22,8 +22,8 @@ use crate::{
     ledger::Ledger,
     live::Live,
     prom_exporter,
-    signals::network::{self, Network, NetworkError},
-    status::{State, StatusBoard},
+    signals::{Context, Signals},
+    status::StatusBoard,
     tasks::Tasks,
     usage,
 };
@@ -59,7 +59,7 @@ pub struct Agent {
     config: Arc<Config>,
     grpc_addr: Option<SocketAddr>,
     metrics_addr: Option<SocketAddr>,
-    network: Option<Network>,
+    signals: Signals,
     live: Live,
     ledger: Ledger,
     tasks: Tasks,
@@ -85,7 +85,7 @@ impl Agent {
         let (ledger, live, status) = (Ledger::default(), Live::default(), StatusBoard::default());
         let cgroups = Cgroups::open(ledger.clone());
         tasks.spawn("cgroups", cgroups.clone().follow(tasks.token()));
-        let context = network::Context {
+        let context = Context {
             config: Arc::clone(&config),
             pods: Arc::clone(&pods),
             cgroups,
@@ -94,27 +94,21 @@ impl Agent {
             live: live.clone(),
             status: status.clone(),
         };
-        let network = match Network::start(context).await {
-            Ok(network) => Some(network),
-            Err(error) => {
-                status.set(network::NAME, state_of(&error));
-                None
-            }
-        };
+        let signals = Signals::start(&context).await;
         crate::probe_loader::give_memory_back();
         if config.require_signal && !status.ready() {
-            let reasons = status.signals().into_iter().map(|s| format!("{}: {}", s.name, s.reason));
-            let reasons: Vec<String> = reasons.collect();
-            if let Some(network) = &network {
-                network.stop().await;
-            }
+            let broken = status.signals().into_iter();
+            let broken = broken.filter(|s| s.state() != SignalState::Disabled);
+            let reasons: Vec<String> =
+                broken.map(|s| format!("{}: {}", s.name, s.reason)).collect();
+            signals.stop().await;
             tasks.drain(config.shutdown_deadline).await;
             return Err(StartError::NoSignal(reasons.join("\n")));
         }
 
         let api = Api::new(
             Arc::clone(&config),
-            network.clone(),
+            signals.clone(),
             ledger.clone(),
             live.clone(),
             status.clone(),
@@ -136,7 +130,7 @@ impl Agent {
                 prom_exporter::serve(api, listener, tasks.token()).map_err(StartError::Listen)?;
             tasks.spawn("metrics", server);
         }
-        Ok(Self { config, grpc_addr, metrics_addr, network, live, ledger, tasks, pipes })
+        Ok(Self { config, grpc_addr, metrics_addr, signals, live, ledger, tasks, pipes })
     }
 
     /// Where gRPC is served.
@@ -169,9 +163,8 @@ impl Agent {
 
     /// Detaches, gives subscribers their last records and the final report, then ends every task.
     pub async fn stop(self) -> StopReport {
-        if let Some(network) = &self.network {
-            let _late = tokio::time::timeout(self.config.shutdown_deadline, network.stop()).await;
-        }
+        let ending = self.signals.stop();
+        let _late = tokio::time::timeout(self.config.shutdown_deadline, ending).await;
         self.live.remove_all();
         let unfinished = self.tasks.drain(self.config.shutdown_deadline).await;
         StopReport { unfinished, losses: self.ledger.losses() }
@@ -220,12 +213,4 @@ fn peer_source(config: &Config, tasks: &Tasks) -> Option<Arc<PeerStore>> {
     let watch = Arc::clone(&peers).watch(source.clone(), Timing::default(), tasks.token());
     tasks.spawn("peers", watch);
     Some(peers)
-}
-
-fn state_of(error: &NetworkError) -> State {
-    use crate::probe_loader::LoadError;
-    match error {
-        NetworkError::Load(LoadError::Missing(_)) => State::Unsupported(error.to_string()),
-        _ => State::Failed(error.to_string()),
-    }
 }

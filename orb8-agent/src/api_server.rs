@@ -22,7 +22,11 @@ use crate::{
     enricher::PodLookup,
     ledger::Ledger,
     live::{Live, Subscription},
-    signals::network::{self, Filter, Network, Snapshot},
+    signals::{
+        self, Signal, Signals, Snapshot,
+        network::{self, Network},
+        syscall::{self, Syscall},
+    },
     status::StatusBoard,
     usage,
 };
@@ -34,7 +38,7 @@ const MAX_DURATION_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
 #[derive(Clone)]
 pub(crate) struct Api {
     pub(crate) config: Arc<Config>,
-    pub(crate) network: Option<Network>,
+    pub(crate) signals: Signals,
     pub(crate) ledger: Ledger,
     pub(crate) live: Live,
     pub(crate) status: StatusBoard,
@@ -45,36 +49,55 @@ pub(crate) struct Api {
 impl Api {
     pub(crate) fn new(
         config: Arc<Config>,
-        network: Option<Network>,
+        signals: Signals,
         ledger: Ledger,
         live: Live,
         status: StatusBoard,
         pods: Arc<dyn PodLookup>,
     ) -> Self {
-        Self { config, network, ledger, live, status, pods, started: SystemTime::now() }
+        Self { config, signals, ledger, live, status, pods, started: SystemTime::now() }
     }
 
     fn network(&self) -> Result<&Network, Status> {
-        self.network.as_ref().ok_or_else(|| {
-            let signals = self.status.signals();
-            let state = signals.iter().find(|signal| signal.name == network::NAME);
-            let reason = state.map_or("it was not started", |s| s.reason.as_str());
-            Status::failed_precondition(format!("no network signal on this node: {reason}"))
-        })
+        self.signals.network.as_ref().ok_or_else(|| self.no_signal(network::NAME))
     }
 
-    /// State of every slice.
-    pub(crate) async fn snapshot(&self) -> Snapshot {
-        match &self.network {
-            Some(network) => network.snapshot().await.unwrap_or_default(),
-            None => Snapshot::default(),
+    fn syscall(&self) -> Result<&Syscall, Status> {
+        self.signals.syscall.as_ref().ok_or_else(|| self.no_signal(syscall::NAME))
+    }
+
+    /// Why a signal cannot be asked.
+    fn no_signal(&self, name: &str) -> Status {
+        let signals = self.status.signals();
+        let state = signals.iter().find(|signal| signal.name == name);
+        let reason = state.map_or("it was not started", |s| s.reason.as_str());
+        Status::failed_precondition(format!("no {name} signal on this node: {reason}"))
+    }
+
+    /// The signals that a stream is about: of those that it names, or of all, those that run.
+    fn streamed(&self, request: &StreamRequest) -> Result<Vec<&dyn Signal>, Status> {
+        if let Some(unknown) = request.signals.iter().find(|s| !signals::NAMES.contains(&&***s)) {
+            return Err(Status::invalid_argument(format!(
+                "no signal {unknown:?}; there are: {}",
+                signals::NAMES.join(", ")
+            )));
         }
+        let named = |name: &str| {
+            request.signals.is_empty() || request.signals.iter().any(|signal| signal == name)
+        };
+        let running: Vec<_> =
+            self.signals.running().into_iter().filter(|signal| named(signal.name())).collect();
+        if running.is_empty() {
+            let first = signals::NAMES.into_iter().find(|name| named(name));
+            return Err(self.no_signal(first.unwrap_or("running")));
+        }
+        Ok(running)
     }
 
-    fn node_status(&self, snapshot: Snapshot) -> Event {
+    fn node_status(&self, snapshots: Vec<(&'static str, Snapshot)>) -> Event {
         let status = NodeStatus {
             signals: self.status.signals(),
-            interfaces: snapshot.interfaces,
+            interfaces: snapshots.into_iter().flat_map(|(_, s)| s.interfaces).collect(),
             message: String::new(),
         };
         self.event(event::Event::NodeStatus(status))
@@ -106,30 +129,38 @@ impl OrbitService for Api {
 
     async fn query_syscalls(
         &self,
-        _request: Request<SyscallQuery>,
+        request: Request<SyscallQuery>,
     ) -> Result<Response<SyscallResponse>, Status> {
-        Err(Status::unimplemented("this agent has no syscall signal"))
+        self.syscall()?.calls(request.into_inner()).await.map(Response::new)
     }
 
     async fn query_anomalies(
         &self,
         _request: Request<AnomalyQuery>,
     ) -> Result<Response<AnomalyResponse>, Status> {
-        Err(Status::unimplemented("this agent has no syscall signal"))
+        Err(Status::unimplemented("this agent does not look for anomalies"))
     }
 
     async fn get_syscall_profile(
         &self,
-        _request: Request<SyscallProfileQuery>,
+        request: Request<SyscallProfileQuery>,
     ) -> Result<Response<SyscallProfileResponse>, Status> {
-        Err(Status::unimplemented("this agent has no syscall signal"))
+        self.syscall()?.profiles(request.into_inner()).await.map(Response::new)
     }
 
     async fn get_agent_status(
         &self,
         _request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
-        let snapshot = self.snapshot().await;
+        let mut interfaces = Vec::new();
+        let mut maps = Vec::new();
+        let (mut map_bytes, mut peer_source) = (0, None);
+        for (_, snapshot) in self.signals.snapshots().await {
+            interfaces.extend(snapshot.interfaces);
+            maps.extend(snapshot.maps);
+            map_bytes += snapshot.map_bytes;
+            peer_source = peer_source.or(snapshot.peer_source);
+        }
         Ok(Response::new(StatusResponse {
             node: self.config.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -137,12 +168,12 @@ impl OrbitService for Api {
             kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
             signals: self.status.signals(),
             losses: self.ledger.losses(),
-            interfaces: snapshot.interfaces,
-            usage: Some(usage::now(snapshot.map_bytes)),
-            maps: snapshot.maps,
+            interfaces,
+            usage: Some(usage::now(map_bytes)),
+            maps,
             pod_source: Some(self.pods.source()),
             runtime_source: self.pods.runtime_source(),
-            peer_source: self.network.is_some().then_some(snapshot.peer_source),
+            peer_source,
         }))
     }
 
@@ -151,37 +182,29 @@ impl OrbitService for Api {
         request: Request<StreamRequest>,
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
         let request = request.into_inner();
-        if let Some(unknown) = request.signals.iter().find(|s| *s != network::NAME) {
-            return Err(Status::invalid_argument(format!(
-                "no signal {unknown:?}; this agent has: {}",
-                network::NAME
-            )));
-        }
+        let signals: Vec<&'static str> =
+            self.streamed(&request)?.iter().map(|signal| signal.name()).collect();
         if let Some(ns) = request.duration_ns.filter(|ns| !(1..=MAX_DURATION_NS).contains(ns)) {
             return Err(Status::invalid_argument(format!(
                 "duration_ns {ns} is out of range; expected 1 to {MAX_DURATION_NS} (7 days)"
             )));
         }
-        let network = self.network()?.clone();
-        let filter = Filter {
-            namespace: request.namespace.clone(),
-            pod_prefix: request.pod_name.clone(),
-            interface: request.interface.clone(),
-        };
         let deadline = request.duration_ns.map(|ns| {
             Instant::now() + std::time::Duration::from_nanos(u64::try_from(ns).unwrap_or(0))
         });
-        let subscription = self.live.subscribe(request);
-        if let Err(refused) = network.subscribe(subscription.id, filter).await {
-            self.live.remove(subscription.id);
-            return Err(refused);
+        let subscription = self.live.subscribe(request.clone());
+        for signal in self.streamed(&request)? {
+            if let Err(refused) = signal.subscribe(subscription.id, &request).await {
+                self.live.remove(subscription.id);
+                return Err(refused);
+            }
         }
-        let first = self.node_status(self.snapshot().await);
+        let first = self.node_status(self.signals.snapshots().await);
         let (events, stream) = mpsc::channel(256);
         let api = self.clone();
         // Ends with the client, the deadline or the agent; it holds nothing that outlives those.
         tokio::spawn(async move {
-            api.feed(network, subscription, first, deadline, events).await;
+            api.feed(&signals, subscription, first, deadline, events).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
@@ -191,7 +214,7 @@ impl Api {
     /// Passes a subscriber's records on, with a report whenever some were lost, and a last one.
     async fn feed(
         &self,
-        network: Network,
+        signals: &[&str],
         mut subscription: Subscription,
         first: Event,
         deadline: Option<Instant>,
@@ -215,7 +238,11 @@ impl Api {
                 () = events.closed() => return self.live.remove(subscription.id),
                 () = expired => {
                     ended = true;
-                    network.unsubscribe(subscription.id).await;
+                    for signal in self.signals.running() {
+                        if signals.contains(&signal.name()) {
+                            signal.unsubscribe(subscription.id).await;
+                        }
+                    }
                     self.live.remove(subscription.id);
                     continue;
                 }

@@ -31,6 +31,15 @@ impl Collector {
 
     /// Hands at most `limit` records to `visit`; answers how many there were.
     pub fn drain<T: Record>(&mut self, limit: usize, mut visit: impl FnMut(T)) -> usize {
+        self.drain_with_rest(limit, |record, _| visit(record))
+    }
+
+    /// The same for items whose record is followed by bytes that it tells about.
+    pub fn drain_with_rest<T: Record>(
+        &mut self,
+        limit: usize,
+        mut visit: impl FnMut(T, &[u8]),
+    ) -> usize {
         let mut read = 0;
         while read < limit
             && let Some(item) = self.ring.next()
@@ -39,7 +48,7 @@ impl Collector {
             match T::decode(&item) {
                 Some(record) => {
                     self.delivered += 1;
-                    visit(record);
+                    visit(record, item.get(size_of::<T>()..).unwrap_or_default());
                 }
                 None => self.ledger.lost(
                     LossPoint {
@@ -47,7 +56,7 @@ impl Collector {
                         stage: Stage::Collect,
                         reason: "short_record",
                     },
-                    Amount { records: 1, packets: 0 },
+                    Amount::records(1),
                 ),
             }
         }

@@ -12,7 +12,10 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::k8s::{KubernetesSource, runtime::RuntimeChoice};
+use crate::{
+    k8s::{KubernetesSource, runtime::RuntimeChoice},
+    signals::{self, syscall},
+};
 
 /// gRPC port of the agent.
 pub const DEFAULT_GRPC_PORT: u16 = 9090;
@@ -21,6 +24,11 @@ pub const DEFAULT_METRICS_PORT: u16 = 9091;
 /// `FLOW_EVENTS`: about 8,700 events. Too small costs trace lines under a storm of new flows, which
 /// are counted; it never costs a total.
 pub const DEFAULT_RING_BUFFER_SIZE: u32 = 1 << 20;
+/// `SYSCALL_EVENTS`: some 2,500 events. Too small costs trace lines under a storm of calls, which are
+/// counted; it never costs a count.
+pub const DEFAULT_SYSCALL_RING_BUFFER_SIZE: u32 = 512 << 10;
+/// Of frequent calls one in so many is told.
+pub const DEFAULT_SYSCALL_SAMPLE: u32 = 100;
 /// Largest ring that is accepted.
 pub const MAX_RING_BUFFER_SIZE: u32 = 32 << 20;
 /// Entries per address family. Too small costs flow detail, which is counted; never a total.
@@ -51,6 +59,9 @@ pub struct RawConfig {
     /// Allow plain text on addresses that are not loopback
     #[arg(long, env = "ORB8_INSECURE")]
     pub insecure: bool,
+    /// What to trace, of network and syscall [default: both]
+    #[arg(long, env = "ORB8_SIGNALS", value_name = "A,B", value_delimiter = ',')]
+    pub signals: Vec<String>,
     /// Trace this interface, and only those named; a trailing * matches any rest
     #[arg(long = "interface", value_name = "IF")]
     pub interfaces: Vec<String>,
@@ -63,6 +74,21 @@ pub struct RawConfig {
     /// Flows that the kernel tracks per address family [default: 65536]
     #[arg(long, env = "ORB8_FLOW_TABLE_SIZE", value_name = "ENTRIES")]
     pub flow_table_size: Option<String>,
+    /// Bytes of the event ring of system calls: a power of two, at most 32 MiB [default: 512 KiB]
+    #[arg(long, env = "ORB8_SYSCALL_RING_BUFFER_SIZE", value_name = "BYTES")]
+    pub syscall_ring_buffer_size: Option<String>,
+    /// Of frequent system calls (read, write and their kin) tell one in N; each is counted. 0: none
+    /// [default: 100]
+    #[arg(long, env = "ORB8_SYSCALL_SAMPLE", value_name = "N")]
+    pub syscall_sample: Option<String>,
+    /// System calls that are told even if nobody listens, by name, instead of those that are known
+    /// to be sensitive (ptrace, bpf, mount, init_module, …)
+    #[arg(long, env = "ORB8_SENSITIVE", value_name = "A,B", value_delimiter = ',')]
+    pub sensitive: Vec<String>,
+    /// Metrics of system calls by class (file, network, process, …) or by name, which is some ten
+    /// times as many series [default: classes]
+    #[arg(long, env = "ORB8_SYSCALL_METRICS", value_name = "BY")]
+    pub syscall_metrics: Option<String>,
     /// Names of pods from a file, as `kubectl get pods -A -o json` prints it
     #[arg(long, env = "ORB8_PODS", value_name = "FILE")]
     pub pods: Option<PathBuf>,
@@ -107,6 +133,16 @@ pub enum PeerScope {
     Cluster,
 }
 
+/// How system calls are told apart in metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SyscallMetrics {
+    /// By class.
+    #[default]
+    Classes,
+    /// By class and name.
+    Names,
+}
+
 /// What the agent runs with.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -116,6 +152,8 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Where metrics and health are served; `None`: nowhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// Which of [`signals::NAMES`] run.
+    pub signals: Vec<&'static str>,
     /// Interface patterns; empty: every pod's veth, or the default route's interface where there
     /// is none.
     pub interfaces: Vec<String>,
@@ -125,6 +163,14 @@ pub struct Config {
     pub ring_buffer_size: u32,
     /// Entries of `FLOWS_V4` and of `FLOWS_V6`.
     pub flow_table_size: u32,
+    /// Bytes of `SYSCALL_EVENTS`.
+    pub syscall_ring_buffer_size: u32,
+    /// Of frequent system calls one in so many is told; 0: none.
+    pub syscall_sample: u32,
+    /// System calls that are told even if nobody listens, by name.
+    pub sensitive: Vec<&'static str>,
+    /// How system calls are told apart in metrics.
+    pub syscall_metrics: SyscallMetrics,
     /// The static pod list.
     pub pods: Option<PathBuf>,
     /// The Kubernetes API that names pods, where there is no static list.
@@ -185,6 +231,7 @@ impl RawConfig {
                 loopback(DEFAULT_METRICS_PORT),
                 &mut problems,
             )),
+            signals: signals(&self.signals, &mut problems),
             interfaces: patterns(&self.interfaces, &mut problems),
             tc_attach: or_report(self.tc_attach.as_deref().map(tc_attach), &mut problems)
                 .unwrap_or_default(),
@@ -198,6 +245,24 @@ impl RawConfig {
                 &mut problems,
             )
             .unwrap_or(DEFAULT_FLOW_TABLE_SIZE),
+            syscall_ring_buffer_size: or_report(
+                self.syscall_ring_buffer_size
+                    .as_deref()
+                    .map(|written| ring_size("ORB8_SYSCALL_RING_BUFFER_SIZE", written)),
+                &mut problems,
+            )
+            .unwrap_or(DEFAULT_SYSCALL_RING_BUFFER_SIZE),
+            syscall_sample: or_report(
+                self.syscall_sample.as_deref().map(syscall_sample),
+                &mut problems,
+            )
+            .unwrap_or(DEFAULT_SYSCALL_SAMPLE),
+            sensitive: sensitive(&self.sensitive, &mut problems),
+            syscall_metrics: or_report(
+                self.syscall_metrics.as_deref().map(syscall_metrics),
+                &mut problems,
+            )
+            .unwrap_or_default(),
             kubernetes,
             peers,
             runtime: or_report(self.runtime.as_deref().map(RuntimeChoice::parse), &mut problems)
@@ -225,14 +290,23 @@ impl RawConfig {
         fill(&mut self.tc_attach, file.tc_attach);
         fill(&mut self.ring_buffer_size, file.ring_buffer_size);
         fill(&mut self.flow_table_size, file.flow_table_size);
+        fill(&mut self.syscall_ring_buffer_size, file.syscall_ring_buffer_size);
+        fill(&mut self.syscall_sample, file.syscall_sample);
+        fill(&mut self.syscall_metrics, file.syscall_metrics);
         fill(&mut self.pods, file.pods);
         fill(&mut self.kubernetes, file.kubernetes);
         fill(&mut self.kubeconfig, file.kubeconfig);
         fill(&mut self.peers, file.peers);
         fill(&mut self.runtime, file.runtime);
         self.insecure |= file.insecure;
-        if self.interfaces.is_empty() {
-            self.interfaces = file.interfaces;
+        for (mine, others) in [
+            (&mut self.interfaces, file.interfaces),
+            (&mut self.signals, file.signals),
+            (&mut self.sensitive, file.sensitive),
+        ] {
+            if mine.is_empty() {
+                *mine = others;
+            }
         }
     }
 
@@ -343,9 +417,13 @@ fn or_report<T>(parsed: Option<Result<T, String>>, problems: &mut Vec<String>) -
 
 /// A ring is a power of two and a multiple of the page, which is 64 KiB on some arm64 kernels.
 fn ring_buffer_size(written: &str) -> Result<u32, String> {
+    ring_size("ORB8_RING_BUFFER_SIZE", written)
+}
+
+fn ring_size(name: &str, written: &str) -> Result<u32, String> {
     let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
     let expected = format!(
-        "ORB8_RING_BUFFER_SIZE: {written:?} is not a ring size; expected a number of bytes that is \
+        "{name}: {written:?} is not a ring size; expected a number of bytes that is \
          a power of two from {page} (this machine's page) to {MAX_RING_BUFFER_SIZE} (32 MiB)"
     );
     match written.trim().parse::<u32>() {
@@ -361,6 +439,43 @@ fn flow_table_size(written: &str) -> Result<u32, String> {
             "ORB8_FLOW_TABLE_SIZE: {written:?} is not a table size; expected a number of entries \
              from 1 to {MAX_FLOW_TABLE_SIZE}"
         )),
+    }
+}
+
+fn signals(written: &[String], problems: &mut Vec<String>) -> Vec<&'static str> {
+    let known = |name: &String| signals::NAMES.into_iter().find(|known| known == name);
+    for name in written.iter().filter(|name| known(name).is_none()) {
+        let all = signals::NAMES.join(", ");
+        problems.push(format!("signals: {name:?} is unknown; expected some of {all}"));
+    }
+    if written.is_empty() { signals::NAMES.into() } else { written.iter().filter_map(known).collect() }
+}
+
+fn syscall_sample(written: &str) -> Result<u32, String> {
+    written.trim().parse().map_err(|_| {
+        format!("syscall-sample: {written:?} is not a number; expected N, as in one of N")
+    })
+}
+
+fn sensitive(written: &[String], problems: &mut Vec<String>) -> Vec<&'static str> {
+    if written.is_empty() {
+        return syscall::SENSITIVE.into();
+    }
+    let known = |name: &String| match syscall::names::find(name) {
+        Ok(name) => Some(name),
+        Err(unknown) => {
+            problems.push(format!("sensitive: {unknown}"));
+            None
+        }
+    };
+    written.iter().filter_map(known).collect()
+}
+
+fn syscall_metrics(written: &str) -> Result<SyscallMetrics, String> {
+    match written {
+        "classes" => Ok(SyscallMetrics::Classes),
+        "names" => Ok(SyscallMetrics::Names),
+        _ => Err(format!("syscall-metrics: {written:?} is unknown; expected classes or names")),
     }
 }
 

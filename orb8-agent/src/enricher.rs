@@ -46,6 +46,8 @@ pub enum AttributedBy {
     Host,
     /// Nobody is known to own it.
     None,
+    /// The cgroup of the process that called.
+    Cgroup,
 }
 
 impl From<AttributedBy> for orb8_proto::AttributedBy {
@@ -56,6 +58,7 @@ impl From<AttributedBy> for orb8_proto::AttributedBy {
             AttributedBy::PodIp => Self::PodIp,
             AttributedBy::Host => Self::Host,
             AttributedBy::None => Self::None,
+            AttributedBy::Cgroup => Self::Cgroup,
         }
     }
 }
@@ -97,7 +100,8 @@ impl Identity {
     }
 
     /// Nothing of it is shown by its id.
-    fn has_names(&self) -> bool {
+    #[must_use]
+    pub fn has_names(&self) -> bool {
         let container =
             self.container_id.is_empty() || !self.container_id.starts_with(&*self.container);
         !self.namespace.is_empty() && container
@@ -178,13 +182,13 @@ impl Enricher {
         self.attributed(owner, self.pod_uid(owner), by)
     }
 
-    /// Names the owner of a socket in a container's cgroup.
-    pub fn socket_of_container(&mut self, owner: &CgroupIdentity) -> Attribution {
-        self.attributed(owner, self.pod_uid(owner), AttributedBy::SocketCgroup)
+    /// Names the owner of what happened in a container's cgroup.
+    pub fn of_container(&mut self, owner: &CgroupIdentity, by: AttributedBy) -> Attribution {
+        self.attributed(owner, self.pod_uid(owner), by)
     }
 
-    /// The owner of a socket in a cgroup of the node itself.
-    pub fn socket_of_unit(&mut self, unit: &str) -> Attribution {
+    /// The owner of what happened in a cgroup of the node itself.
+    pub fn of_unit(&mut self, unit: &str, by: AttributedBy) -> Attribution {
         if self.units.len() >= INTERNED_MAX {
             self.units.retain(|_, identity| Arc::strong_count(identity) > 1);
         }
@@ -199,7 +203,7 @@ impl Enricher {
                 identity
             }
         };
-        Attribution { identity: Some(identity), by: AttributedBy::SocketCgroup }
+        Attribution { identity: Some(identity), by }
     }
 
     /// The same owner with the names that have become known since, if any have.
@@ -472,18 +476,18 @@ mod tests {
     #[test]
     fn a_unit_is_an_owner_of_its_own_that_no_pod_name_replaces() {
         let mut enricher = enricher();
-        let found = enricher.socket_of_unit("sshd.service");
+        let found = enricher.of_unit("sshd.service", AttributedBy::SocketCgroup);
         assert_eq!(found.by, AttributedBy::SocketCgroup);
         let identity = found.identity.unwrap();
         assert_eq!((&*identity.unit, &*identity.pod_name), ("sshd.service", ""));
-        assert!(Arc::ptr_eq(&identity, &enricher.socket_of_unit("sshd.service").identity.unwrap()));
+        assert!(Arc::ptr_eq(&identity, &enricher.of_unit("sshd.service", AttributedBy::SocketCgroup).identity.unwrap()));
         assert_eq!(enricher.named_by_now(&identity), None);
         let most = (0..INTERNED_MAX + 10).map(|n| {
-            enricher.socket_of_unit(&format!("run-{n}.scope"));
+            enricher.of_unit(&format!("run-{n}.scope"), AttributedBy::SocketCgroup);
             enricher.units.len()
         });
         assert_eq!(most.max(), Some(INTERNED_MAX));
-        assert!(Arc::ptr_eq(&identity, &enricher.socket_of_unit("sshd.service").identity.unwrap()));
+        assert!(Arc::ptr_eq(&identity, &enricher.of_unit("sshd.service", AttributedBy::SocketCgroup).identity.unwrap()));
     }
 
     #[test]
@@ -495,6 +499,7 @@ mod tests {
             (AttributedBy::PodIp, Wire::PodIp),
             (AttributedBy::Host, Wire::Host),
             (AttributedBy::None, Wire::None),
+            (AttributedBy::Cgroup, Wire::Cgroup),
         ] {
             assert_eq!(Wire::from(by), wire);
         }

@@ -49,6 +49,16 @@ pub struct Amount {
     pub records: u64,
     /// Packets that are in the totals, but without detail.
     pub packets: u64,
+    /// System calls that are in the totals, but nobody's.
+    pub calls: u64,
+}
+
+impl Amount {
+    /// So many records and nothing else.
+    #[must_use]
+    pub const fn records(records: u64) -> Self {
+        Self { records, packets: 0, calls: 0 }
+    }
 }
 
 /// The agent's book of losses. Clones share it.
@@ -62,6 +72,7 @@ impl Ledger {
         let entry = book.entry(point).or_default();
         entry.records += amount.records;
         entry.packets += amount.packets;
+        entry.calls += amount.calls;
     }
 
     /// Sets a loss point to a total that somebody else counts, such as the kernel side.
@@ -93,9 +104,10 @@ impl Ledger {
                 reason: point.reason.into(),
                 records: now.records.saturating_sub(then.records),
                 packets: now.packets.saturating_sub(then.packets),
+                calls: now.calls.saturating_sub(then.calls),
             }
         });
-        lost.filter(|loss| loss.records > 0 || loss.packets > 0).collect()
+        lost.filter(|loss| loss.records > 0 || loss.packets > 0 || loss.calls > 0).collect()
     }
 }
 
@@ -109,11 +121,11 @@ mod tests {
     #[test]
     fn a_mark_sees_only_what_came_after_it() {
         let ledger = Ledger::default();
-        ledger.lost(RING, Amount { records: 2, packets: 0 });
+        ledger.lost(RING, Amount::records(2));
         let mark = ledger.mark();
         assert!(ledger.since(&mark).is_empty());
         let other_hand = ledger.clone();
-        other_hand.lost(RING, Amount { records: 3, packets: 0 });
+        other_hand.lost(RING, Amount::records(3));
         assert_eq!(ledger.since(&mark)[0].records, 3);
         assert_eq!(ledger.losses()[0].records, 5);
     }
@@ -122,7 +134,7 @@ mod tests {
     fn a_total_counted_elsewhere_is_taken_as_it_stands() {
         let ledger = Ledger::default();
         for total in [4, 9] {
-            ledger.stands_at(RING, Amount { records: total, packets: 0 });
+            ledger.stands_at(RING, Amount::records(total));
         }
         assert_eq!(ledger.losses()[0].records, 9);
     }

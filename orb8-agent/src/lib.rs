@@ -6,6 +6,7 @@
 mod agent;
 pub mod aggregator;
 mod api_server;
+pub mod clock;
 pub mod collector;
 pub mod config;
 pub mod enricher;
@@ -15,6 +16,7 @@ pub mod live;
 pub mod netlink;
 pub mod probe_loader;
 mod prom_exporter;
+mod query;
 pub mod signals;
 pub mod status;
 pub mod tasks;

@@ -3,7 +3,7 @@
 
 use std::sync::{
     Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use orb8_proto::{Event, StreamRequest, event};
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 const QUEUE: usize = 16_384;
 
 /// Identifies a subscription.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SubscriberId(u64);
 
 /// The subscribers of an agent. Clones share them.
@@ -29,6 +29,8 @@ struct Subscriber {
     id: SubscriberId,
     filter: StreamRequest,
     queue: mpsc::Sender<Event>,
+    /// Signals whose records it gets by now.
+    active: Vec<&'static str>,
     tally: Arc<Tally>,
 }
 
@@ -62,7 +64,6 @@ impl Interest {
 pub struct Tally {
     delivered: AtomicU64,
     lost: AtomicU64,
-    active: AtomicBool,
 }
 
 impl Tally {
@@ -95,16 +96,17 @@ impl Live {
         let (queue, records) = mpsc::channel(QUEUE);
         let id = SubscriberId(self.next_id.fetch_add(1, Relaxed));
         let tally = Arc::new(Tally::default());
-        let subscriber = Subscriber { id, filter, queue, tally: Arc::clone(&tally) };
+        let tally_here = Arc::clone(&tally);
+        let subscriber =
+            Subscriber { id, filter, queue, active: Vec::new(), tally: tally_here };
         self.lock().push(subscriber);
         Subscription { id, records, tally }
     }
 
-    /// From now on the subscriber gets what is published.
-    pub fn activate(&self, id: SubscriberId) {
-        let subscribers = self.lock();
-        if let Some(subscriber) = subscribers.iter().find(|s| s.id == id) {
-            subscriber.tally.active.store(true, Relaxed);
+    /// From now on the subscriber gets what `signal` publishes.
+    pub fn activate(&self, id: SubscriberId, signal: &'static str) {
+        if let Some(subscriber) = self.lock().iter_mut().find(|s| s.id == id) {
+            subscriber.active.push(signal);
         }
     }
 
@@ -118,12 +120,21 @@ impl Live {
         self.lock().clear();
     }
 
-    /// Whether anybody would get a record; if not, nobody needs to build it.
+    /// Whether anybody would get a record of `signal`; if not, nobody needs to build it.
     #[must_use]
-    pub fn is_heard(&self) -> bool {
+    pub fn is_heard(&self, signal: &str) -> bool {
         let mut subscribers = self.lock();
         subscribers.retain(|s| !s.queue.is_closed());
-        subscribers.iter().any(|s| s.tally.active.load(Relaxed))
+        subscribers.iter().any(|s| s.hears(signal))
+    }
+
+    /// The active subscribers of `signal`, and what each asked for.
+    #[must_use]
+    pub fn listeners(&self, signal: &str) -> Vec<(SubscriberId, StreamRequest)> {
+        let mut subscribers = self.lock();
+        subscribers.retain(|s| !s.queue.is_closed());
+        let active = subscribers.iter().filter(|s| s.hears(signal));
+        active.map(|s| (s.id, s.filter.clone())).collect()
     }
 
     /// What the active subscribers of `signal` want together.
@@ -131,11 +142,8 @@ impl Live {
     pub fn interest(&self, signal: &str) -> Interest {
         let subscribers = self.lock();
         let mut pods = Vec::new();
-        for subscriber in subscribers.iter().filter(|s| s.tally.active.load(Relaxed)) {
-            let StreamRequest { signals, namespace, pod_name, .. } = &subscriber.filter;
-            if !signals.is_empty() && !signals.iter().any(|s| s == signal) {
-                continue;
-            }
+        for subscriber in subscribers.iter().filter(|s| s.hears(signal)) {
+            let StreamRequest { namespace, pod_name, .. } = &subscriber.filter;
             if namespace.is_empty() && pod_name.is_empty() {
                 return Interest::Everything;
             }
@@ -153,8 +161,7 @@ impl Live {
         adapt: impl Fn(SubscriberId, &mut Event) -> bool,
     ) {
         for subscriber in self.lock().iter() {
-            if !subscriber.tally.active.load(Relaxed) || !wants(&subscriber.filter, signal, record)
-            {
+            if !subscriber.hears(signal) || !wants(&subscriber.filter, record) {
                 continue;
             }
             let mut record = record.clone();
@@ -179,14 +186,26 @@ impl Live {
     }
 }
 
-fn wants(filter: &StreamRequest, signal: &str, record: &Event) -> bool {
-    if !filter.signals.is_empty() && !filter.signals.iter().any(|s| s == signal) {
-        return false;
+impl Subscriber {
+    fn hears(&self, signal: &str) -> bool {
+        self.active.contains(&signal)
     }
-    let Some(event::Event::NetworkFlow(flow)) = &record.event else { return true };
-    (filter.namespace.is_empty() || filter.namespace == flow.namespace)
-        && flow.pod_name.starts_with(&filter.pod_name)
-        && (filter.interface.is_empty() || filter.interface == flow.interface)
+}
+
+fn wants(filter: &StreamRequest, record: &Event) -> bool {
+    let of_pod = |namespace: &str, pod: &str| {
+        (filter.namespace.is_empty() || filter.namespace == namespace)
+            && pod.starts_with(&filter.pod_name)
+    };
+    match &record.event {
+        Some(event::Event::NetworkFlow(flow)) => {
+            of_pod(&flow.namespace, &flow.pod_name)
+                && (filter.interface.is_empty() || filter.interface == flow.interface)
+        }
+        Some(event::Event::Syscall(call)) => of_pod(&call.namespace, &call.pod_name),
+        Some(event::Event::Anomaly(anomaly)) => of_pod(&anomaly.namespace, &anomaly.pod_name),
+        _ => true,
+    }
 }
 
 #[cfg(test)]
@@ -206,8 +225,8 @@ mod tests {
         let live = Live::default();
         let mut quick = live.subscribe(StreamRequest::default());
         let stuck = live.subscribe(StreamRequest::default());
-        live.activate(quick.id);
-        live.activate(stuck.id);
+        live.activate(quick.id, "network");
+        live.activate(stuck.id, "network");
         let sent = QUEUE + 100;
         let mut read = 0;
         for _ in 0..sent {
@@ -227,9 +246,10 @@ mod tests {
         let filter = StreamRequest { pod_name: "we".into(), ..Default::default() };
         let mut subscription = live.subscribe(filter);
         live.publish("network", &record("web"), |_, _| true);
-        assert!(!live.is_heard());
-        live.activate(subscription.id);
-        assert!(live.is_heard());
+        assert!(!live.is_heard("network"));
+        live.activate(subscription.id, "network");
+        assert!(live.is_heard("network") && !live.is_heard("syscall"));
+        live.publish("syscall", &record("web"), |_, _| true);
         live.publish("network", &record("web"), |_, _| true);
         live.publish("network", &record("db"), |_, _| true);
         live.remove(subscription.id);

@@ -11,22 +11,16 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use orb8_common::network::Counts;
 use orb8_proto::{Loss, Usage};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _, text::encode},
-    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::{Registry, Unit},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    api_server::Api,
-    enricher::AttributedBy,
-    signals::network::{PodTotals, Snapshot},
-    usage,
-};
+use crate::{api_server::Api, signals::Snapshot, usage};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -60,10 +54,15 @@ async fn ready(State(api): State<Arc<Api>>) -> impl IntoResponse {
 }
 
 async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
-    let snapshot = api.snapshot().await;
-    let usage = usage::now(snapshot.map_bytes);
-    let scrape = Scrape { losses: api.ledger.losses(), snapshot, usage };
+    let mut signals = api.signals.snapshots().await;
+    let usage = usage::now(signals.iter().map(|(_, snapshot)| snapshot.map_bytes).sum());
     let mut registry = Registry::default();
+    for (_, snapshot) in &mut signals {
+        if let Some(metrics) = snapshot.metrics.take() {
+            registry.register_collector(metrics);
+        }
+    }
+    let scrape = Scrape { losses: api.ledger.losses(), signals, usage };
     registry.register_collector(Box::new(scrape));
     let mut text = String::new();
     match encode(&mut text, &registry) {
@@ -78,80 +77,31 @@ async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
 /// What one scrape tells.
 #[derive(Debug)]
 struct Scrape {
-    snapshot: Snapshot,
+    signals: Vec<(&'static str, Snapshot)>,
     losses: Vec<Loss>,
     usage: Usage,
 }
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
-        self.traffic(&mut encoder)?;
         self.losses(&mut encoder)?;
-        self.kernel(&mut encoder)?;
+        self.rings(&mut encoder)?;
+        self.events(&mut encoder)?;
+        self.maps(&mut encoder)?;
         self.own(&mut encoder)
     }
 }
 
-/// Every direction of a pod's account, with its labels.
-fn each_direction(pod: &PodTotals) -> [(Vec<(&'static str, String)>, Counts); 2] {
-    let labels = |direction: &str| {
-        let owner = match pod.by {
-            _ if pod.is_processes => "process",
-            AttributedBy::Host => "node",
-            AttributedBy::None => "unknown",
-            _ => "pod",
-        };
-        vec![
-            ("namespace", pod.namespace.to_string()),
-            ("pod", pod.pod.to_string()),
-            ("workload", pod.workload.as_deref().unwrap_or_default().to_owned()),
-            ("owner", owner.to_owned()),
-            ("direction", direction.to_owned()),
-        ]
-    };
-    [(labels("ingress"), pod.ingress), (labels("egress"), pod.egress)]
-}
-
 impl Scrape {
-    fn traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
-        type Of = fn(&Counts) -> u64;
-        let families: [(&str, &str, Option<&Unit>, Of); 3] = [
-            (
-                "orb8_network",
-                "L2 length of packets, as the interface counts it",
-                Some(&Unit::Bytes),
-                |c| c.bytes,
-            ),
-            ("orb8_network_packets", "Packets, as the interface counts them", None, |c| c.packets),
-            (
-                "orb8_network_wire_packets",
-                "Packets with GSO packets counted by their segments",
-                None,
-                |c| c.packets + c.extra_segments,
-            ),
-        ];
-        for (name, help, unit, of) in families {
-            let mut family = encoder.encode_descriptor(
-                name,
-                help,
-                unit,
-                prometheus_client::metrics::MetricType::Counter,
-            )?;
-            for pod in &self.snapshot.pods {
-                for (labels, counts) in each_direction(pod) {
-                    ConstCounter::new(of(&counts)).encode(family.encode_family(&labels)?)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn losses(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
         type Of = fn(&Loss) -> u64;
-        let families: [(&str, &str, Of); 2] = [
+        let families: [(&str, &str, Of); 3] = [
             ("orb8_lost_records", "Event or trace records that were not delivered", |l| l.records),
             ("orb8_undetailed_packets", "Packets that are in the totals without detail", |l| {
                 l.packets
+            }),
+            ("orb8_unattributed_calls", "System calls that are in the totals, but nobody's", |l| {
+                l.calls
             }),
         ];
         for (name, help, of) in families {
@@ -159,7 +109,7 @@ impl Scrape {
                 name,
                 help,
                 None,
-                prometheus_client::metrics::MetricType::Counter,
+                MetricType::Counter,
             )?;
             for loss in self.losses.iter().filter(|loss| of(loss) > 0) {
                 let labels = [
@@ -173,57 +123,63 @@ impl Scrape {
         Ok(())
     }
 
-    fn kernel(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
-        let ring = [("ring", "FLOW_EVENTS")];
-        let lost = self.losses.iter().filter(|l| l.stage == "kernel" && l.reason == "ring_full");
-        let drops: u64 = lost.map(|loss| loss.records).sum();
-        counter(encoder, "orb8_ring_buffer_drops", "Events refused by a full ring", &ring, drops)?;
-        let (used, size) = self.snapshot.ring;
-        let share = ratio(used, size);
-        gauge(
-            encoder,
+    fn rings(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        let rings = || self.signals.iter().filter_map(|(name, s)| Some((*name, s.ring?)));
+        let mut drops = encoder.encode_descriptor(
+            "orb8_ring_buffer_drops",
+            "Events refused by a full ring",
+            None,
+            MetricType::Counter,
+        )?;
+        for (signal, (ring, ..)) in rings() {
+            let lost = self.losses.iter().filter(|l| {
+                l.signal == signal && l.stage == "kernel" && l.reason == "ring_full"
+            });
+            let lost: u64 = lost.map(|loss| loss.records).sum();
+            ConstCounter::new(lost).encode(drops.encode_family(&[("ring", ring)])?)?;
+        }
+        let mut use_of = encoder.encode_descriptor(
             "orb8_ring_buffer_utilization",
             "Share of the ring that is in use",
-            &ring,
-            share,
+            None,
+            MetricType::Gauge,
         )?;
-        let network = [("signal", "network")];
-        counter(
-            encoder,
-            "orb8_events_seen",
-            "Events that the probe wanted to emit",
-            &network,
-            self.snapshot.events_seen,
-        )?;
-        counter(
-            encoder,
-            "orb8_events_unwanted",
-            "Events that the probe did not emit because nobody listens to that pod",
-            &network,
-            self.snapshot.events_unwanted,
-        )?;
-        counter(
-            encoder,
-            "orb8_events_delivered",
-            "Events that reached the agent",
-            &network,
-            self.snapshot.events_delivered,
-        )?;
-        counter(
-            encoder,
-            "orb8_peers_unasked",
-            "Flows whose first record went out before the kernel was asked who is behind their peer",
-            &network,
-            self.snapshot.peers_unasked,
-        )?;
+        for (_, (ring, used, size)) in rings() {
+            ConstGauge::new(ratio(used, size)).encode(use_of.encode_family(&[("ring", ring)])?)?;
+        }
+        Ok(())
+    }
+
+    fn events(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        type Of = fn(&Snapshot) -> u64;
+        let families: [(&str, &str, Of); 3] = [
+            ("orb8_events_seen", "Events that the probe wanted to emit", |s| s.events_seen),
+            (
+                "orb8_events_unwanted",
+                "Events that the probe did not emit because nobody listens to that pod",
+                |s| s.events_unwanted,
+            ),
+            ("orb8_events_delivered", "Events that reached the agent", |s| s.events_delivered),
+        ];
+        for (name, help, of) in families {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (signal, snapshot) in &self.signals {
+                let labels = [("signal", *signal)];
+                ConstCounter::new(of(snapshot)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn maps(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
         let mut family = encoder.encode_descriptor(
             "orb8_map_entries_ratio",
             "Share of a kernel map that is in use",
             None,
-            prometheus_client::metrics::MetricType::Gauge,
+            MetricType::Gauge,
         )?;
-        for map in &self.snapshot.maps {
-            let labels = [("map", map.name.as_str())];
+        for (signal, map) in self.signals.iter().flat_map(|(n, s)| s.maps.iter().map(|m| (*n, m))) {
+            let labels = [("signal", signal), ("map", map.name.as_str())];
             ConstGauge::new(ratio(map.entries, map.max_entries))
                 .encode(family.encode_family(&labels)?)?;
         }
@@ -239,7 +195,7 @@ impl Scrape {
             "process_cpu",
             "User and system CPU time of the agent",
             Some(&Unit::Seconds),
-            prometheus_client::metrics::MetricType::Counter,
+            MetricType::Counter,
         )?;
         ConstCounter::new(usage.cpu_seconds).encode(cpu.encode_family(&none)?)?;
         gauge(
@@ -263,38 +219,33 @@ impl Scrape {
             &none,
             float(usage.kernel_map_bytes),
         )?;
-        gauge(
-            encoder,
-            "orb8_tracked_flows",
-            "Flows in the agent's table",
-            &none,
-            float(self.snapshot.flows),
-        )?;
         let build = [("version", env!("CARGO_PKG_VERSION"))];
         gauge(encoder, "orb8_build_info", "1, labelled with the agent's version", &build, 1.0)
     }
 }
 
-fn counter(
+/// A family of one counter.
+pub(crate) fn counter(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
     labels: &[(&str, &str)],
     value: u64,
 ) -> std::fmt::Result {
-    let kind = prometheus_client::metrics::MetricType::Counter;
+    let kind = MetricType::Counter;
     let mut family = encoder.encode_descriptor(name, help, None, kind)?;
     ConstCounter::new(value).encode(family.encode_family(&labels)?)
 }
 
-fn gauge(
+/// A family of one gauge.
+pub(crate) fn gauge(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
     labels: &[(&str, &str)],
     value: f64,
 ) -> std::fmt::Result {
-    let kind = prometheus_client::metrics::MetricType::Gauge;
+    let kind = MetricType::Gauge;
     let mut family = encoder.encode_descriptor(name, help, None, kind)?;
     ConstGauge::new(value).encode(family.encode_family(&labels)?)
 }

@@ -82,7 +82,7 @@ impl Births {
         }
         self.lost = lost;
         let point = LossPoint { signal: NAME, stage: Stage::Kernel, reason: "ring_full" };
-        self.ledger.stands_at(point, Amount { records: lost, packets: 0 });
+        self.ledger.stands_at(point, Amount::records(lost));
         false
     }
 }

@@ -21,6 +21,8 @@ pub struct PodMetadataMap {
     /// A cgroup of every pod that is in the map: the pod's own where that is known.
     cgroups: HashMap<PodUid, u64>,
     events: u32,
+    /// Whether the node's own cgroups are in the map, too.
+    has_units: bool,
 }
 
 impl PodMetadataMap {
@@ -28,10 +30,23 @@ impl PodMetadataMap {
     pub fn of(object: &mut Object) -> Result<Self, LoadError> {
         let (pods, settings) = (object.map("POD_METADATA")?, object.map("SETTINGS")?);
         let (written, cgroups) = (HashMap::new(), HashMap::new());
-        let map = Self { pods, settings, written, cgroups, events: events::NONE };
+        let map = Self {
+            pods,
+            settings,
+            written,
+            cgroups,
+            events: events::NONE,
+            has_units: false,
+        };
         let failed = |error| LoadError::MapIo { name: "SETTINGS".into(), error };
         map.settings.set(&0_u32, &map.events).map_err(failed)?;
         Ok(map)
+    }
+
+    /// Has the node's own cgroups in the map, too: for probes that know an event by its cgroup only.
+    #[must_use]
+    pub fn with_units(self) -> Self {
+        Self { has_units: true, ..self }
     }
 
     /// Writes what changed: which cgroups are pods', and whose events somebody wants. A pod whose
@@ -42,12 +57,13 @@ impl PodMetadataMap {
         pods: &dyn PodLookup,
         interest: &Interest,
     ) -> io::Result<()> {
-        let wanted = Self::of_cgroups(cgroups, pods, interest);
+        let wanted = self.of_cgroups(cgroups, pods, interest);
         self.cgroups.clear();
         let room = self.pods.max_entries() as usize;
         let mut now = HashMap::with_capacity(wanted.len().min(room));
         for (id, (uid, is_pods_own, metadata)) in wanted.into_iter().take(room) {
             now.insert(id, metadata);
+            let Some(uid) = uid else { continue };
             let cgroup = self.cgroups.entry(uid).or_insert(id);
             if is_pods_own {
                 *cgroup = id;
@@ -76,14 +92,22 @@ impl PodMetadataMap {
     }
 
     fn of_cgroups(
+        &self,
         cgroups: &Cgroups,
         pods: &dyn PodLookup,
         interest: &Interest,
-    ) -> HashMap<u64, (PodUid, bool, PodMetadata)> {
+    ) -> HashMap<u64, (Option<PodUid>, bool, PodMetadata)> {
         let mut flags_of = HashMap::new();
         let mut all = HashMap::new();
         cgroups.for_each(|id, cgroup| {
-            let Some(identity) = cgroup.identity else { return };
+            let Some(identity) = cgroup.identity else {
+                if self.has_units && matches!(interest, Interest::Pods(_)) {
+                    let metadata =
+                        PodMetadata { pod_uid: [0; 16], flags: pod_flags::UNWANTED, reserved: 0 };
+                    all.insert(id, (None, false, metadata));
+                }
+                return;
+            };
             let Some(uid) = identity.pod_uid else { return };
             let flags = *flags_of.entry(uid).or_insert_with(|| {
                 let unwanted = pods
@@ -92,7 +116,7 @@ impl PodMetadataMap {
                 if unwanted { pod_flags::UNWANTED } else { 0 }
             });
             let metadata = PodMetadata { pod_uid: uid.bytes(), flags, reserved: 0 };
-            all.insert(id, (uid, identity.container_id.is_none(), metadata));
+            all.insert(id, (Some(uid), identity.container_id.is_none(), metadata));
         });
         all
     }

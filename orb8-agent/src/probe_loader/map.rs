@@ -114,6 +114,29 @@ impl RawMap {
         Ok(values.chunks_exact(stride).filter_map(V::decode).collect())
     }
 
+    /// Calls `visit` with the value of `key` on every possible CPU, without a copy of each.
+    pub fn each_per_cpu<V: Record>(
+        &mut self,
+        key: u32,
+        mut visit: impl FnMut(&V),
+    ) -> io::Result<()> {
+        let stride = size_of::<V>().next_multiple_of(8);
+        let mut values = std::mem::take(&mut self.values);
+        values.resize(stride * self.cpus, 0);
+        let answer = self.element(BPF_MAP_LOOKUP_ELEM, &key.to_ne_bytes(), &mut values, 0);
+        if answer.is_ok() {
+            for value in values.chunks_exact(stride) {
+                match V::ref_from_prefix(value) {
+                    Ok((value, _)) => visit(value),
+                    // The buffer need not be aligned for it, though it is.
+                    Err(_) => V::decode(value).iter().for_each(&mut visit),
+                }
+            }
+        }
+        self.values = values;
+        answer
+    }
+
     /// Sets the value of `key`.
     pub fn set<K: Record, V: Record>(&self, key: &K, value: &V) -> io::Result<()> {
         let mut value = *value;

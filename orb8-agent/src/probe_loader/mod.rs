@@ -7,12 +7,18 @@ mod classifier;
 pub mod map;
 mod run;
 
-use std::{io, os::fd::AsFd, path::PathBuf};
+use std::{
+    fs, io,
+    os::fd::{AsFd, AsRawFd},
+    path::PathBuf,
+};
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
+    Btf, BtfError, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Map, MapData, MapError, RingBuf},
-    programs::{ProgramError, RawTracePoint, SchedClassifier},
+    programs::{
+        BtfTracePoint, Program, ProgramError, RawTracePoint, SchedClassifier, TracePoint,
+    },
 };
 
 pub use cgroup_skb::CgroupAttachment;
@@ -36,6 +42,12 @@ pub enum LoadError {
         name: String,
         /// The kernel's answer.
         error: ProgramError,
+    },
+    /// The kernel's types cannot be read.
+    #[error("kernel type information (BTF): {error}")]
+    Types {
+        /// What is wrong with them.
+        error: BtfError,
     },
     /// A map is not what the agent expects.
     #[error("map {name}: {error}")]
@@ -136,12 +148,54 @@ impl Object {
 
     /// Loads the program `name` and attaches it to a raw tracepoint, for as long as this object lives.
     pub fn attach_raw_tracepoint(&mut self, name: &str, at: &str) -> Result<(), LoadError> {
-        let program = self.ebpf.program_mut(name);
-        let program = program.ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+        let program: &mut RawTracePoint = self.program(name)?;
         let failed = |error| LoadError::Program { name: name.into(), error };
-        let program: &mut RawTracePoint = program.try_into().map_err(failed)?;
         program.load().map_err(failed)?;
         program.attach(at).map(drop).map_err(failed)
+    }
+}
+
+impl Object {
+    /// Loads the program `name` and attaches it to a tracepoint whose arguments the verifier knows by
+    /// the kernel's types, for as long as this object lives.
+    pub fn attach_btf_tracepoint(&mut self, name: &str, at: &str) -> Result<(), LoadError> {
+        let types = Btf::from_sys_fs().map_err(|error| LoadError::Types { error })?;
+        let program: &mut BtfTracePoint = self.program(name)?;
+        let failed = |error| LoadError::Program { name: name.into(), error };
+        program.load(at, &types).map_err(failed)?;
+        program.attach().map(drop).map_err(failed)
+    }
+
+    /// Loads the program `name` and attaches it to a tracepoint by tracefs, for as long as this object
+    /// lives.
+    pub fn attach_tracepoint(
+        &mut self,
+        name: &str,
+        category: &str,
+        at: &str,
+    ) -> Result<(), LoadError> {
+        let program: &mut TracePoint = self.program(name)?;
+        let failed = |error| LoadError::Program { name: name.into(), error };
+        program.load().map_err(failed)?;
+        program.attach(category, at).map(drop).map_err(failed)
+    }
+
+    fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, LoadError>
+    where
+        &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+    {
+        let program = self.ebpf.program_mut(name);
+        let program = program.ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+        program.try_into().map_err(|error| LoadError::Program { name: name.into(), error })
+    }
+
+    /// How often the kernel did not run a loaded program because it was running on that CPU already;
+    /// None where it does not say (before Linux 5.12).
+    pub fn recursion_misses(&mut self, name: &str) -> Option<u64> {
+        let fd = self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd();
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+        let line = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
+        line.trim().parse().ok()
     }
 }
 

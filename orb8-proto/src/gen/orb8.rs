@@ -621,7 +621,7 @@ pub struct SignalStatus {
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
 }
-/// Records, packets or bytes that did not arrive whole, with the stage and the reason.
+/// Records, packets or calls that did not arrive whole, with the stage and the reason.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Loss {
     #[prost(string, tag = "1")]
@@ -637,6 +637,9 @@ pub struct Loss {
     /// packets that are in the totals without detail
     #[prost(uint64, tag = "5")]
     pub packets: u64,
+    /// system calls that are in the totals, but nobody's
+    #[prost(uint64, tag = "6")]
+    pub calls: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InterfaceStatus {
@@ -823,6 +826,8 @@ pub enum AttributedBy {
     Host = 4,
     /// Nobody is known to own it.
     None = 5,
+    /// The cgroup of the process that called.
+    Cgroup = 6,
 }
 impl AttributedBy {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -837,6 +842,7 @@ impl AttributedBy {
             Self::PodIp => "ATTRIBUTED_BY_POD_IP",
             Self::Host => "ATTRIBUTED_BY_HOST",
             Self::None => "ATTRIBUTED_BY_NONE",
+            Self::Cgroup => "ATTRIBUTED_BY_CGROUP",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -848,6 +854,7 @@ impl AttributedBy {
             "ATTRIBUTED_BY_POD_IP" => Some(Self::PodIp),
             "ATTRIBUTED_BY_HOST" => Some(Self::Host),
             "ATTRIBUTED_BY_NONE" => Some(Self::None),
+            "ATTRIBUTED_BY_CGROUP" => Some(Self::Cgroup),
             _ => None,
         }
     }

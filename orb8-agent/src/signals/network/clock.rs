@@ -1,33 +1,26 @@
-//! Kernel time: from jiffies to nanoseconds since boot, and from those to the wall clock.
+//! Kernel time: from jiffies to nanoseconds since boot.
 
 use orb8_common::network::Pulse;
-use rustix::time::{ClockId, clock_gettime};
 
-/// More than a reading takes, and less than anybody cares about.
-const CLOCK_STEP_NS: u64 = 1_000_000;
+use crate::clock::WallClock;
 
 /// Two readings of the kernel's clocks; times between them are interpolated, so nobody has to know
 /// how long a jiffy is.
 pub(super) struct Clock {
     before: Pulse,
     now: Pulse,
-    unix_minus_boot: i64,
+    wall: WallClock,
 }
 
 impl Clock {
     pub(super) fn new(pulse: Pulse) -> Self {
-        Self { before: pulse, now: pulse, unix_minus_boot: unix_minus_boot() }
+        Self { before: pulse, now: pulse, wall: WallClock::default() }
     }
 
     pub(super) fn advance(&mut self, pulse: Pulse) {
         self.before = self.now;
         self.now = pulse;
-        // Two readings differ by the time between them. Only a step of the wall clock is news;
-        // anything less would make one moment's times differ from record to record.
-        let measured = unix_minus_boot();
-        if measured.abs_diff(self.unix_minus_boot) > CLOCK_STEP_NS {
-            self.unix_minus_boot = measured;
-        }
+        self.wall.follow();
     }
 
     /// Nanoseconds since boot, as of the last reading.
@@ -50,21 +43,13 @@ impl Clock {
 
     /// Nanoseconds since the Unix epoch.
     pub(super) fn unix_ns(&self, boot_ns: u64) -> i64 {
-        self.unix_minus_boot.saturating_add(i64::try_from(boot_ns).unwrap_or(i64::MAX))
+        self.wall.unix_ns(boot_ns)
     }
 
-    /// Nanoseconds since boot of a time of the wall clock; 0 for times before.
-    pub(super) fn boot_ns_of(&self, unix_ns: i64) -> u64 {
-        u64::try_from(unix_ns.saturating_sub(self.unix_minus_boot)).unwrap_or(0)
+    /// To the wall clock and back.
+    pub(super) const fn wall(&self) -> WallClock {
+        self.wall
     }
-}
-
-fn unix_minus_boot() -> i64 {
-    let ns = |clock| {
-        let time = clock_gettime(clock);
-        time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
-    };
-    ns(ClockId::Realtime) - ns(ClockId::Boottime)
 }
 
 #[cfg(test)]
@@ -80,8 +65,5 @@ mod tests {
         assert_eq!(clock.boot_ns(1125), 4_500_000_000);
         assert_eq!(clock.boot_ns(1300), 5_000_000_000);
         assert_eq!(clock.boot_ns(0), 0);
-        let unix = clock.unix_ns(5_000_000_000);
-        assert_eq!(clock.boot_ns_of(unix), 5_000_000_000);
-        assert_eq!(clock.boot_ns_of(0), 0);
     }
 }

@@ -37,7 +37,7 @@ impl Task {
     /// without a name, and alone.
     pub(super) fn flush(&mut self, last: Last) {
         let now = Instant::now();
-        let heard = self.context.live.is_heard();
+        let heard = self.context.live.is_heard(NAME);
         let touched = self.table.take_touched();
         for key in &touched {
             self.note_sender(key, now);
@@ -234,7 +234,7 @@ impl Task {
         traffic.overflow_packets = new.packets;
         let now = self.clock.now_ns();
         self.accounts.book(&attribution, traffic, now, &interface.name);
-        if self.context.live.is_heard() {
+        if self.context.live.is_heard(NAME) {
             let node = &self.context.config.node_name;
             let mut flow = record::overflow(node, interface, direction, &attribution);
             record::set_counts(&mut flow, &new);

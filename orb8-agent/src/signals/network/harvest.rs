@@ -143,7 +143,7 @@ impl Task {
         self.kernel = self.probe.counts()?;
         let stands_at = |reason, records, packets| {
             let point = LossPoint { signal: NAME, stage: Stage::Kernel, reason };
-            self.context.ledger.stands_at(point, Amount { records, packets });
+            self.context.ledger.stands_at(point, Amount { records, packets, calls: 0 });
         };
         stands_at("ring_full", self.kernel.ring_full, 0);
         stands_at("flow_table_full", 0, self.kernel.table_full);

@@ -12,7 +12,7 @@ use super::{
     task::Task,
 };
 use crate::{
-    enricher::Attribution,
+    enricher::{AttributedBy, Attribution},
     k8s::{cgroup_tree::FoundCgroup, cgroups::Cgroups, unit::unit_of},
     probe_loader::CgroupAttachment,
 };
@@ -201,11 +201,15 @@ impl Task {
     ) -> Attribution {
         match cgroup {
             Some(FoundCgroup { identity: Some(identity), .. }) => {
-                self.enricher.socket_of_container(identity)
+                self.enricher.of_container(identity, AttributedBy::SocketCgroup)
             }
-            Some(FoundCgroup { path, .. }) => self.enricher.socket_of_unit(&unit_of(path)),
+            Some(FoundCgroup { path, .. }) => {
+                self.enricher.of_unit(&unit_of(path), AttributedBy::SocketCgroup)
+            },
             // As pods that nobody knows are called by their UID.
-            None => self.enricher.socket_of_unit(&format!("cgroup-{cgroup_id}")),
+            None => {
+                self.enricher.of_unit(&format!("cgroup-{cgroup_id}"), AttributedBy::SocketCgroup)
+            },
         }
     }
 }

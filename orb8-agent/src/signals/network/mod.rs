@@ -16,6 +16,7 @@ mod host_cgroups;
 mod host_sockets;
 mod interfaces;
 mod maps;
+mod metrics;
 mod opening;
 mod peers;
 mod pods;
@@ -25,47 +26,15 @@ mod survey;
 mod table;
 mod task;
 
-use std::sync::Arc;
-
-use orb8_proto::{
-    FlowQuery, FlowResponse, InterfaceStatus, MapStatus, PodQuery, PodResponse, PodSource,
-};
+use orb8_proto::{FlowQuery, FlowResponse, PodQuery, PodResponse, StreamRequest};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use crate::{
-    config::Config,
-    enricher::PodLookup,
-    k8s::{cgroups::Cgroups, peers::PeerStore},
-    ledger::Ledger,
-    live::{Live, SubscriberId},
-    probe_loader::LoadError,
-    status::StatusBoard,
-};
-
-pub use pods::PodTotals;
+use super::{Context, Signal, Snapshot};
+use crate::{live::SubscriberId, probe_loader::LoadError, query::PodFilter, status::State};
 
 /// Name of the signal, on the wire and on the command line.
 pub const NAME: &str = "network";
-
-/// What the slice needs of the spine.
-#[derive(Clone)]
-pub struct Context {
-    /// Resolved configuration.
-    pub config: Arc<Config>,
-    /// Names.
-    pub pods: Arc<dyn PodLookup>,
-    /// Whose a cgroup id is.
-    pub cgroups: Cgroups,
-    /// Names of peers that are not on this node.
-    pub peers: Option<Arc<PeerStore>>,
-    /// Where losses go.
-    pub ledger: Ledger,
-    /// Where records go.
-    pub live: Live,
-    /// Where the state goes.
-    pub status: StatusBoard,
-}
 
 /// Why the slice could not start.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +63,16 @@ pub enum NetworkError {
     },
 }
 
+impl NetworkError {
+    /// What it makes of the signal.
+    pub(super) fn state(&self) -> State {
+        match self {
+            Self::Load(LoadError::Missing(_)) => State::Unsupported(self.to_string()),
+            _ => State::Failed(self.to_string()),
+        }
+    }
+}
+
 /// What the slice's task is asked.
 pub(crate) enum Command {
     Flows(FlowQuery, oneshot::Sender<Result<FlowResponse, Status>>),
@@ -111,36 +90,8 @@ pub(crate) enum Command {
 /// Whom a query or a trace is about. Empty: everybody.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Filter {
-    pub(crate) namespace: String,
-    pub(crate) pod_prefix: String,
+    pub(crate) pods: PodFilter,
     pub(crate) interface: String,
-}
-
-/// The slice's state for status and metrics.
-#[derive(Clone, Debug, Default)]
-pub struct Snapshot {
-    /// Interfaces, attached or not.
-    pub interfaces: Vec<InterfaceStatus>,
-    /// Kernel maps and their fill.
-    pub maps: Vec<MapStatus>,
-    /// Kernel memory of the maps, in bytes.
-    pub map_bytes: u64,
-    /// Totals since the start, per pod.
-    pub pods: Vec<PodTotals>,
-    /// Bytes waiting in `FLOW_EVENTS`, and its size.
-    pub ring: (u64, u64),
-    /// Events that the probe wanted to emit.
-    pub events_seen: u64,
-    /// Events that were not emitted because nobody wanted them.
-    pub events_unwanted: u64,
-    /// Events that arrived here.
-    pub events_delivered: u64,
-    /// Flows that are tracked.
-    pub flows: u64,
-    /// Where the names of peers come from, and what is missing.
-    pub peer_source: PodSource,
-    /// Flows whose first record went out before the kernel was asked who is behind their peer.
-    pub peers_unasked: u64,
 }
 
 /// Speaks to the slice's task. Clones speak to the same one.
@@ -185,24 +136,32 @@ impl Network {
         self.ask(|reply| Command::Pods(query, reply)).await.unwrap_or_else(|| Err(stopped()))
     }
 
-    /// Starts the subscriber's records at this moment.
-    pub(crate) async fn subscribe(&self, id: SubscriberId, filter: Filter) -> Result<(), Status> {
+}
+
+#[tonic::async_trait]
+impl Signal for Network {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    async fn subscribe(&self, id: SubscriberId, request: &StreamRequest) -> Result<(), Status> {
+        let filter = Filter {
+            pods: PodFilter::new(&request.namespace, &request.pod_name),
+            interface: request.interface.clone(),
+        };
         let answer = self.ask(|reply| Command::Subscribe(id, filter, reply)).await;
         answer.unwrap_or_else(|| Err(stopped()))
     }
 
-    /// Ends the subscriber's records at this moment.
-    pub(crate) async fn unsubscribe(&self, id: SubscriberId) {
+    async fn unsubscribe(&self, id: SubscriberId) {
         self.ask(|reply| Command::Unsubscribe(id, reply)).await;
     }
 
-    /// State for status and metrics; `None` after the end.
-    pub async fn snapshot(&self) -> Option<Snapshot> {
-        self.ask(Command::Snapshot).await
+    async fn snapshot(&self) -> Snapshot {
+        self.ask(Command::Snapshot).await.unwrap_or_default()
     }
 
-    /// Detaches, hands out the last records and ends the task.
-    pub async fn stop(&self) {
+    async fn stop(&self) {
         self.ask(Command::Stop).await;
     }
 }

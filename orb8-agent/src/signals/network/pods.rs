@@ -100,7 +100,7 @@ impl Account {
 
 /// Totals of one pod since the agent started, for metrics.
 #[derive(Clone, Debug)]
-pub struct PodTotals {
+pub(super) struct PodTotals {
     /// Namespace; empty for the node and for nobody.
     pub namespace: Arc<str>,
     /// Name; empty for the node and for nobody.
@@ -199,7 +199,7 @@ impl Accounts {
                 stage: Stage::Aggregate,
                 reason: "pod_accounts_full",
             };
-            self.ledger.lost(point, Amount { records: 1, packets: 0 });
+            self.ledger.lost(point, Amount::records(1));
         }
     }
 

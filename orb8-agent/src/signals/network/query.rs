@@ -13,54 +13,32 @@ use orb8_proto::{
 use tonic::Status;
 
 use super::{
-    Filter, Snapshot,
+    Filter,
+    metrics::NetworkMetrics,
     pods::{Account, Owner},
     record,
     task::Task,
 };
 use crate::{
-    aggregator::{SliceNumber, oldest_kept, slice_of, slice_start_ns},
     netlink::links::Link,
+    query::{Kept, PodFilter, Range, limit, unknown},
+    signals::Snapshot,
 };
 
-/// Rows of an answer where the query does not say.
-const DEFAULT_LIMIT: usize = 10_000;
-/// Candidates that an error lists.
-const CANDIDATES: usize = 12;
-
-/// The slices that a query is about.
-struct Range {
-    from: SliceNumber,
-    to: SliceNumber,
+fn range(task: &Task, start_ns: Option<i64>, end_ns: Option<i64>) -> Result<Range, Status> {
+    let (now_ns, wall) = (task.clock.now_ns(), task.clock.wall());
+    Range::new(Kept { started_ns: task.started_ns, now_ns, wall }, start_ns, end_ns)
 }
 
-impl Range {
-    fn new(task: &Task, start_ns: Option<i64>, end_ns: Option<i64>) -> Result<Self, Status> {
-        if let (Some(start), Some(end)) = (start_ns, end_ns)
-            && start > end
-        {
-            return Err(Status::invalid_argument(format!(
-                "start_time_ns {start} is after end_time_ns {end}"
-            )));
-        }
-        let now = slice_of(task.clock.now_ns());
-        let slice = |unix_ns| slice_of(task.clock.boot_ns_of(unix_ns));
-        let first = oldest_kept(now).max(slice_of(task.started_ns));
-        let from = start_ns.map_or(first, |start| slice(start).max(first));
-        Ok(Self { from, to: end_ns.map_or(now, |end| slice(end).min(now)) })
-    }
-
-    fn coverage(&self, task: &Task, rows: usize) -> Coverage {
-        let start = slice_start_ns(self.from).max(task.started_ns);
-        let end = slice_start_ns(self.to.saturating_add(1)).min(task.clock.now_ns());
-        Coverage {
-            start_time_ns: task.clock.unix_ns(start),
-            end_time_ns: task.clock.unix_ns(end),
-            rows_matched: rows as u64,
-            losses: task.context.ledger.losses(),
-            empty_reason: if rows == 0 { empty_reason(task) } else { String::new() },
-            node: task.context.config.node_name.clone(),
-        }
+fn coverage(task: &Task, range: &Range, rows: usize) -> Coverage {
+    let (start_time_ns, end_time_ns) = range.covers();
+    Coverage {
+        start_time_ns,
+        end_time_ns,
+        rows_matched: rows as u64,
+        losses: task.context.ledger.losses(),
+        empty_reason: if rows == 0 { empty_reason(task) } else { String::new() },
+        node: task.context.config.node_name.clone(),
     }
 }
 
@@ -76,19 +54,7 @@ fn empty_reason(task: &Task) -> String {
     format!("{flows} flows on {attached} interfaces, and none of them matches in that time")
 }
 
-impl Filter {
-    fn wants(&self, namespace: &str, pod: &str) -> bool {
-        (self.namespace.is_empty() || self.namespace == namespace)
-            && pod.starts_with(&self.pod_prefix)
-    }
-
-    fn names_nobody(&self) -> bool {
-        self.namespace.is_empty() && self.pod_prefix.is_empty()
-    }
-}
-
-/// An unknown namespace, pod or interface is an error that lists the candidates: an empty table
-/// would look like silence.
+/// An unknown namespace, pod or interface is an error that lists the candidates.
 pub(super) fn check(task: &Task, filter: &Filter) -> Result<(), Status> {
     let node = &task.context.config.node_name;
     if !filter.interface.is_empty() {
@@ -98,55 +64,19 @@ pub(super) fn check(task: &Task, filter: &Filter) -> Result<(), Status> {
             return Err(unknown("interface", &filter.interface, node, &names));
         }
     }
-    if filter.names_nobody() {
-        return Ok(());
-    }
-    let mut known: BTreeSet<(String, String)> = BTreeSet::new();
-    for pod in task.context.pods.pods() {
-        known.insert((pod.namespace.to_string(), pod.name.to_string()));
-    }
-    for identity in task.accounts.iter().filter_map(|account| account.identity.as_ref()) {
-        known.insert((identity.namespace.to_string(), identity.pod_name.to_string()));
-    }
-    let namespaces: BTreeSet<String> = known.iter().map(|(ns, _)| ns.clone()).collect();
-    if !filter.namespace.is_empty() && !namespaces.contains(&filter.namespace) {
-        return Err(unknown("namespace", &filter.namespace, node, &namespaces));
-    }
-    if known.iter().any(|(namespace, pod)| filter.wants(namespace, pod)) {
-        return Ok(());
-    }
-    let in_namespace = known
-        .into_iter()
-        .filter(|(ns, _)| filter.namespace.is_empty() || *ns == filter.namespace)
-        .map(|(ns, pod)| if ns.is_empty() { pod } else { format!("{ns}/{pod}") });
-    Err(unknown("pod", &filter.pod_prefix, node, &in_namespace.collect()))
-}
-
-fn unknown(what: &str, name: &str, node: &str, candidates: &BTreeSet<String>) -> Status {
-    let named: Vec<&str> =
-        candidates.iter().map(String::as_str).filter(|c| !c.is_empty()).collect();
-    let shown = named.iter().take(CANDIDATES).copied().collect::<Vec<_>>().join(", ");
-    let list = match named.len() {
-        0 => "none is known".to_owned(),
-        n if n > CANDIDATES => format!("known: {shown} and {} more", n - CANDIDATES),
-        _ => format!("known: {shown}"),
-    };
-    Status::not_found(format!("no {what} {name:?} on node {node}; {list}"))
-}
-
-fn limit(asked: u32) -> usize {
-    if asked == 0 { DEFAULT_LIMIT } else { asked as usize }
+    let seen = task.accounts.iter().filter_map(|account| account.identity.as_ref());
+    let seen = seen.map(|i| (i.namespace.to_string(), i.pod_name.to_string()));
+    filter.pods.check(&*task.context.pods, seen, node)
 }
 
 /// Flows with packets in the window.
 pub(super) fn flows(task: &Task, query: &FlowQuery) -> Result<FlowResponse, Status> {
     let filter = Filter {
-        namespace: query.namespace.clone(),
-        pod_prefix: query.pod_name.clone(),
+        pods: PodFilter::new(&query.namespace, &query.pod_name),
         interface: query.interface.clone(),
     };
     check(task, &filter)?;
-    let range = Range::new(task, query.start_time_ns, query.end_time_ns)?;
+    let range = range(task, query.start_time_ns, query.end_time_ns)?;
     let mut rows = Vec::new();
     for (key, flow) in task.table.iter() {
         let Some(interface) = task.interfaces.get(key.serial()) else { continue };
@@ -155,7 +85,7 @@ pub(super) fn flows(task: &Task, query: &FlowQuery) -> Result<FlowResponse, Stat
         }
         let identity = flow.attribution.identity.as_deref();
         let (namespace, pod) = identity.map_or(("", ""), |i| (&*i.namespace, &*i.pod_name));
-        if !filter.wants(namespace, pod) {
+        if !filter.pods.wants(namespace, pod) {
             continue;
         }
         if let Some(sum) = flow.window.sum(range.from, range.to) {
@@ -191,24 +121,23 @@ pub(super) fn flows(task: &Task, query: &FlowQuery) -> Result<FlowResponse, Stat
         row
     };
     let flows = rows.into_iter().map(build).collect();
-    Ok(FlowResponse { flows, coverage: Some(range.coverage(task, matched)) })
+    Ok(FlowResponse { flows, coverage: Some(coverage(task, &range, matched)) })
 }
 
 /// Totals per owner in the window.
 pub(super) fn pods(task: &Task, query: &PodQuery) -> Result<PodResponse, Status> {
     let filter = Filter {
-        namespace: query.namespace.clone(),
-        pod_prefix: query.pod_name.clone(),
+        pods: PodFilter::new(&query.namespace, &query.pod_name),
         interface: String::new(),
     };
     check(task, &filter)?;
-    let range = Range::new(task, query.start_time_ns, query.end_time_ns)?;
+    let range = range(task, query.start_time_ns, query.end_time_ns)?;
     let flows = flows_per_owner(task, &range);
     let mut rows: Vec<PodTraffic> = Vec::new();
     for account in task.accounts.iter() {
         let identity = account.identity.as_deref();
         let (namespace, pod) = identity.map_or(("", ""), |i| (&*i.namespace, &*i.pod_name));
-        if !filter.wants(namespace, pod) {
+        if !filter.pods.wants(namespace, pod) {
             continue;
         }
         if let Some(row) = pod_row(task, account, &range, &flows) {
@@ -228,7 +157,7 @@ pub(super) fn pods(task: &Task, query: &PodQuery) -> Result<PodResponse, Status>
         }
     }
     rows.truncate(limit(query.limit));
-    Ok(PodResponse { pods: rows, coverage: Some(range.coverage(task, matched)) })
+    Ok(PodResponse { pods: rows, coverage: Some(coverage(task, &range, matched)) })
 }
 
 fn flows_per_owner(task: &Task, range: &Range) -> HashMap<Owner, u64> {
@@ -283,14 +212,16 @@ pub(super) fn snapshot(task: &mut Task, links: &[Link]) -> Snapshot {
         interfaces: interfaces(task, links),
         maps,
         map_bytes,
-        pods: task.accounts.totals(),
-        ring,
+        ring: Some(("FLOW_EVENTS", ring.0, ring.1)),
         events_seen: task.kernel.events_seen,
         events_unwanted: task.kernel.events_unwanted,
         events_delivered: task.events.delivered(),
-        flows: task.table.len() as u64,
-        peer_source: task.peers.source(),
-        peers_unasked: task.peers.unasked,
+        peer_source: Some(task.peers.source()),
+        metrics: Some(Box::new(NetworkMetrics {
+            pods: task.accounts.totals(),
+            flows: task.table.len() as u64,
+            peers_unasked: task.peers.unasked,
+        })),
     }
 }
 

@@ -227,7 +227,7 @@ impl Task {
                 self.settle(Last::Nobody);
                 let known = query::check(self, &filter);
                 if known.is_ok() {
-                    self.context.live.activate(id);
+                    self.context.live.activate(id, NAME);
                     self.update_filter();
                 }
                 drop(reply.send(known));
@@ -284,7 +284,7 @@ impl Task {
 
     pub(super) fn lose(&self, stage: Stage, reason: &'static str, records: u64, packets: u64) {
         let point = LossPoint { signal: NAME, stage, reason };
-        self.context.ledger.lost(point, Amount { records, packets });
+        self.context.ledger.lost(point, Amount { records, packets, calls: 0 });
     }
 
     async fn snapshot(&mut self) -> Snapshot {

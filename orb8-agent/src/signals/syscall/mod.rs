@@ -1,0 +1,148 @@
+//! The syscall slice: every system call counted in the kernel per container, and those that are worth
+//! it told one by one.
+//!
+//! One task owns everything (`task.rs`); others send it a `Command` and get an answer. Counts are read
+//! from maps on a tick, calls from a ring; a full ring costs records of calls and never a count.
+
+pub mod classes;
+mod events;
+mod execs;
+mod follow;
+mod harvest;
+mod metrics;
+pub mod names;
+mod probe;
+mod query;
+mod record;
+mod slots;
+mod table;
+mod task;
+mod telling;
+
+use orb8_proto::{
+    StreamRequest, SyscallProfileQuery, SyscallProfileResponse, SyscallQuery, SyscallResponse,
+};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+pub use telling::SENSITIVE;
+
+use super::{Context, Signal, Snapshot};
+use crate::{live::SubscriberId, probe_loader::LoadError, status::State};
+
+/// Name of the signal, on the wire and on the command line.
+pub const NAME: &str = "syscall";
+
+/// Why the slice could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SyscallError {
+    /// The probe could not be loaded or attached.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Some other system call failed.
+    #[error("{what}: {error}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        error: std::io::Error,
+    },
+}
+
+impl SyscallError {
+    /// What it makes of the signal.
+    pub(super) fn state(&self) -> State {
+        match self {
+            Self::Load(LoadError::Missing(_)) => State::Unsupported(self.to_string()),
+            _ => State::Failed(self.to_string()),
+        }
+    }
+}
+
+/// What the slice's task is asked.
+pub(crate) enum Command {
+    Calls(SyscallQuery, oneshot::Sender<Result<SyscallResponse, Status>>),
+    Profiles(SyscallProfileQuery, oneshot::Sender<Result<SyscallProfileResponse, Status>>),
+    /// Settle what happened so far, then let the subscriber hear what comes. Fails for a request that
+    /// names nobody, or no call.
+    Subscribe(SubscriberId, StreamRequest, oneshot::Sender<Result<(), Status>>),
+    /// Give the subscriber what happened so far.
+    Unsubscribe(SubscriberId, oneshot::Sender<()>),
+    Snapshot(oneshot::Sender<Snapshot>),
+    /// Detach, settle, end.
+    Stop(oneshot::Sender<()>),
+}
+
+/// Speaks to the slice's task. Clones speak to the same one.
+#[derive(Clone)]
+pub struct Syscall {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Syscall {
+    /// Loads, attaches and starts the task on a thread of its own, which ends with [`Signal::stop`] or
+    /// with the last clone of the answer.
+    pub async fn start(context: Context) -> Result<Self, SyscallError> {
+        let (commands, inbox) = mpsc::channel(64);
+        let (ready, started) = oneshot::channel();
+        // A thread, because loading and reading maps block and the API must not wait for it.
+        let thread = std::thread::Builder::new().name(format!("orb8-{NAME}"));
+        let spawned = thread.spawn(move || task::run(context, inbox, ready));
+        spawned.map_err(|error| SyscallError::Io { what: "thread", error })?;
+        match started.await {
+            Ok(outcome) => outcome.map(|()| Self { commands }),
+            Err(_gone) => Err(SyscallError::Io {
+                what: "syscall task",
+                error: std::io::Error::other("ended while it started"),
+            }),
+        }
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Calls of a window, per container and call.
+    pub async fn calls(&self, query: SyscallQuery) -> Result<SyscallResponse, Status> {
+        self.ask(|reply| Command::Calls(query, reply)).await.unwrap_or_else(|| Err(stopped()))
+    }
+
+    /// What containers were seen to call since they are watched.
+    pub async fn profiles(
+        &self,
+        query: SyscallProfileQuery,
+    ) -> Result<SyscallProfileResponse, Status> {
+        self.ask(|reply| Command::Profiles(query, reply)).await.unwrap_or_else(|| Err(stopped()))
+    }
+}
+
+#[tonic::async_trait]
+impl Signal for Syscall {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    async fn subscribe(&self, id: SubscriberId, request: &StreamRequest) -> Result<(), Status> {
+        let request = request.clone();
+        let answer = self.ask(|reply| Command::Subscribe(id, request, reply)).await;
+        answer.unwrap_or_else(|| Err(stopped()))
+    }
+
+    async fn unsubscribe(&self, id: SubscriberId) {
+        self.ask(|reply| Command::Unsubscribe(id, reply)).await;
+    }
+
+    async fn snapshot(&self) -> Snapshot {
+        self.ask(Command::Snapshot).await.unwrap_or_default()
+    }
+
+    async fn stop(&self) {
+        self.ask(Command::Stop).await;
+    }
+}
+
+fn stopped() -> Status {
+    Status::unavailable("the syscall signal has stopped")
+}

@@ -1,0 +1,247 @@
+//! Which calls become events, and what their arguments point to.
+
+use std::{io, sync::LazyLock};
+
+use orb8_common::syscall::{NUMBERS, TextOf, text, told};
+
+use super::names;
+use crate::probe_loader::{LoadError, Object, RawMap};
+
+/// Calls that are told even if nobody listens, where the configuration does not say: with them a
+/// process leaves its container, changes the kernel, or looks into others.
+pub const SENSITIVE: &[&str] = &[
+    "acct",
+    "add_key",
+    "bpf",
+    "chroot",
+    "clock_settime",
+    "delete_module",
+    "finit_module",
+    "fsmount",
+    "fsopen",
+    "init_module",
+    "io_uring_setup",
+    "ioperm",
+    "iopl",
+    "kcmp",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "open_by_handle_at",
+    "open_tree",
+    "perf_event_open",
+    "pidfd_getfd",
+    "pivot_root",
+    "process_vm_readv",
+    "process_vm_writev",
+    "ptrace",
+    "reboot",
+    "request_key",
+    "setns",
+    "settimeofday",
+    "swapoff",
+    "swapon",
+    "syslog",
+    "umount2",
+    "unshare",
+    "userfaultfd",
+];
+
+/// Told, each, to whoever listens and names no calls: what says what a program is about.
+const LISTENED: &str = "accept accept4 bind capset chmod chown clone clone3 connect creat execve \
+    execveat exit_group fanotify_init fchmod fchmodat fchmodat2 fchown fchownat fork kill lchown link \
+    linkat listen memfd_create mkdir mkdirat mknod mknodat open openat openat2 personality \
+    pidfd_send_signal prctl rename renameat renameat2 rmdir seccomp setgid setgroups sethostname \
+    setregid setresgid setresuid setreuid setuid socket symlink symlinkat tgkill tkill truncate \
+    unlink unlinkat vfork";
+
+/// Too many to tell each: one in so many, to whoever listens.
+const SAMPLED: &str = "access clock_gettime clock_nanosleep close epoll_ctl epoll_pwait epoll_pwait2 \
+    epoll_wait faccessat faccessat2 fcntl fstat futex futex_wait futex_waitv futex_wake getdents \
+    getdents64 getpid getppid getrandom gettid gettimeofday io_getevents io_submit io_uring_enter \
+    ioctl lseek lstat madvise mmap mprotect munmap nanosleep newfstatat poll ppoll pread64 preadv \
+    preadv2 pselect6 pwrite64 pwritev pwritev2 read readv recvfrom recvmmsg recvmsg rt_sigaction \
+    rt_sigprocmask rt_sigreturn sched_yield select sendfile sendmmsg sendmsg sendto splice stat statx \
+    time write writev";
+
+/// A call, what its arguments point to, and which one.
+const TEXTS: [(u32, &str); 4] = [
+    (text::PROGRAM, "execve:0 execveat:1"),
+    (
+        text::PATH,
+        "access:0 acct:0 chdir:0 chmod:0 chown:0 chroot:0 creat:0 delete_module:0 faccessat:1 \
+         faccessat2:1 fchmodat:1 fchmodat2:1 fchownat:1 getxattr:0 inotify_add_watch:1 lchown:0 link:0 \
+         linkat:1 lstat:0 memfd_create:0 mkdir:0 mkdirat:1 mknod:0 mknodat:1 mount:1 newfstatat:1 \
+         open:0 open_tree:1 openat:1 openat2:1 pivot_root:0 readlink:0 readlinkat:1 rename:0 \
+         renameat:1 renameat2:1 rmdir:0 setxattr:0 stat:0 statfs:0 statx:1 swapoff:0 swapon:0 \
+         symlink:0 symlinkat:0 truncate:0 umount2:0 unlink:0 unlinkat:1 utimensat:1",
+    ),
+    (text::ADDRESS, "bind:1 connect:1"),
+    (text::NONE, ""),
+];
+
+/// What becomes of each call while somebody listens who names none.
+static USUAL: LazyLock<[u32; NUMBERS]> = LazyLock::new(|| {
+    let mut told = [told::NEVER; NUMBERS];
+    for (how, calls) in [(told::LISTENED, LISTENED), (told::SAMPLED, SAMPLED)] {
+        for number in calls.split_whitespace().filter_map(names::number) {
+            told[number as usize % NUMBERS] = how;
+        }
+    }
+    told
+});
+
+/// What one listener wants told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// What is worth telling, and what is sensitive.
+    Usual,
+    /// These, whatever they are.
+    Calls(Vec<u32>),
+}
+
+impl Wanted {
+    /// What these names mean; for one that is no call here, who may have been meant.
+    pub(super) fn parse(written: &[String]) -> Result<Self, String> {
+        if written.is_empty() {
+            return Ok(Self::Usual);
+        }
+        let number = |written: &String| {
+            let name = names::find(written)?;
+            let here = names::number(name);
+            here.ok_or_else(|| format!("{name:?} is not a system call of {}", names::ARCHITECTURE))
+        };
+        Ok(Self::Calls(written.iter().map(number).collect::<Result<_, _>>()?))
+    }
+
+    /// Whether this listener wants to hear of a call; `sensitive` are told to all who name none.
+    pub(super) fn wants(&self, number: u32, sensitive: &[u32]) -> bool {
+        match self {
+            Self::Usual => {
+                USUAL.get(number as usize).is_some_and(|how| *how != told::NEVER)
+                    || sensitive.contains(&number)
+            }
+            Self::Calls(calls) => calls.contains(&number),
+        }
+    }
+}
+
+/// The probe's end of it.
+pub(super) struct Telling {
+    told: RawMap,
+    written: Box<[u32; NUMBERS]>,
+    pub(super) sensitive: Vec<u32>,
+}
+
+impl Telling {
+    /// Writes what arguments point to. Until the first [`Self::update`] nothing is told.
+    pub(super) fn of(object: &mut Object, sensitive: &[&str]) -> Result<Self, LoadError> {
+        let texts = object.map("SYSCALL_TEXTS")?;
+        let failed = |error| LoadError::MapIo { name: "SYSCALL_TEXTS".into(), error };
+        for (text, calls) in TEXTS {
+            for (call, argument) in calls.split_whitespace().filter_map(|c| c.split_once(':')) {
+                if let (Some(number), Ok(argument)) = (names::number(call), argument.parse()) {
+                    texts.set(&number, &TextOf { text, argument }).map_err(failed)?;
+                }
+            }
+        }
+        let told = object.map("SYSCALL_TOLD")?;
+        let written = Box::new([told::NEVER; NUMBERS]);
+        let sensitive = sensitive.iter().filter_map(|name| names::number(name)).collect();
+        Ok(Self { told, written, sensitive })
+    }
+
+    /// Tells the probe what all listeners together want, besides what is told anyhow.
+    pub(super) fn update<'a>(
+        &mut self,
+        listeners: impl Iterator<Item = &'a Wanted>,
+    ) -> io::Result<()> {
+        let now = what(listeners, &self.sensitive);
+        for (number, how) in (0..).zip(now) {
+            let written = &mut self.written[number as usize % NUMBERS];
+            if *written != how {
+                self.told.set::<u32, u32>(&number, &how)?;
+                *written = how;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn what<'a>(listeners: impl Iterator<Item = &'a Wanted>, sensitive: &[u32]) -> [u32; NUMBERS] {
+    let mut told = [told::NEVER; NUMBERS];
+    for wanted in listeners {
+        match wanted {
+            Wanted::Usual => {
+                for (told, usual) in told.iter_mut().zip(*USUAL) {
+                    *told = (*told).max(usual);
+                }
+            }
+            Wanted::Calls(calls) => {
+                for &number in calls {
+                    let usual = USUAL[number as usize % NUMBERS];
+                    told[number as usize % NUMBERS] =
+                        if usual == told::SAMPLED { told::SAMPLED } else { told::LISTENED };
+                }
+            }
+        }
+    }
+    for &number in sensitive {
+        told[number as usize % NUMBERS] = told::ALWAYS;
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(name: &str) -> u32 {
+        names::number(name).unwrap()
+    }
+
+    #[test]
+    fn every_name_in_the_lists_is_a_call_and_is_in_one_list_only() {
+        let texts = TEXTS.iter().flat_map(|(_, calls)| calls.split_whitespace());
+        let texts = texts.map(|call| call.split_once(':').unwrap().0);
+        let all = [LISTENED, SAMPLED].into_iter().flat_map(str::split_whitespace);
+        for name in all.clone().chain(texts).chain(SENSITIVE.iter().copied()) {
+            assert_eq!(names::find(name), Ok(name));
+        }
+        let mut once: Vec<_> = all.chain(SENSITIVE.iter().copied()).collect();
+        once.sort_unstable();
+        let twice = once.windows(2).find(|pair| pair[0] == pair[1]);
+        assert_eq!(twice, None);
+    }
+
+    #[test]
+    fn with_nobody_listening_only_what_is_sensitive_is_told() {
+        let sensitive = [number("ptrace")];
+        let told = what([].iter(), &sensitive);
+        assert_eq!(told[number("ptrace") as usize], told::ALWAYS);
+        assert_eq!(told.iter().filter(|how| **how != told::NEVER).count(), 1);
+    }
+
+    #[test]
+    fn who_names_calls_gets_those_and_the_others_get_what_they_got() {
+        let names = ["getcwd".to_owned(), "read".to_owned(), "execve".to_owned()];
+        let named = Wanted::parse(&names).unwrap();
+        let told = what([&named].into_iter(), &[]);
+        assert_eq!(told[number("getcwd") as usize], told::LISTENED);
+        assert_eq!(told[number("read") as usize], told::SAMPLED);
+        assert_eq!(told[number("openat") as usize], told::NEVER);
+        let told = what([&named, &Wanted::Usual].into_iter(), &[]);
+        assert_eq!(told[number("openat") as usize], told::LISTENED);
+        assert!(named.wants(number("getcwd"), &[]) && !Wanted::Usual.wants(number("getcwd"), &[]));
+        assert!(!named.wants(number("openat"), &[]) && Wanted::Usual.wants(number("openat"), &[]));
+    }
+
+    #[test]
+    fn a_name_that_is_no_call_here_is_an_error() {
+        let error = Wanted::parse(&["excve".to_owned()]).unwrap_err();
+        assert!(error.contains("execve"), "{error}");
+    }
+}
