@@ -448,7 +448,11 @@ fn signals(written: &[String], problems: &mut Vec<String>) -> Vec<&'static str> 
         let all = signals::NAMES.join(", ");
         problems.push(format!("signals: {name:?} is unknown; expected some of {all}"));
     }
-    if written.is_empty() { signals::NAMES.into() } else { written.iter().filter_map(known).collect() }
+    if written.is_empty() {
+        signals::NAMES.into()
+    } else {
+        written.iter().filter_map(known).collect()
+    }
 }
 
 fn syscall_sample(written: &str) -> Result<u32, String> {

@@ -480,14 +480,20 @@ mod tests {
         assert_eq!(found.by, AttributedBy::SocketCgroup);
         let identity = found.identity.unwrap();
         assert_eq!((&*identity.unit, &*identity.pod_name), ("sshd.service", ""));
-        assert!(Arc::ptr_eq(&identity, &enricher.of_unit("sshd.service", AttributedBy::SocketCgroup).identity.unwrap()));
+        assert!(Arc::ptr_eq(
+            &identity,
+            &enricher.of_unit("sshd.service", AttributedBy::SocketCgroup).identity.unwrap()
+        ));
         assert_eq!(enricher.named_by_now(&identity), None);
         let most = (0..INTERNED_MAX + 10).map(|n| {
             enricher.of_unit(&format!("run-{n}.scope"), AttributedBy::SocketCgroup);
             enricher.units.len()
         });
         assert_eq!(most.max(), Some(INTERNED_MAX));
-        assert!(Arc::ptr_eq(&identity, &enricher.of_unit("sshd.service", AttributedBy::SocketCgroup).identity.unwrap()));
+        assert!(Arc::ptr_eq(
+            &identity,
+            &enricher.of_unit("sshd.service", AttributedBy::SocketCgroup).identity.unwrap()
+        ));
     }
 
     #[test]

@@ -97,8 +97,7 @@ impl Live {
         let id = SubscriberId(self.next_id.fetch_add(1, Relaxed));
         let tally = Arc::new(Tally::default());
         let tally_here = Arc::clone(&tally);
-        let subscriber =
-            Subscriber { id, filter, queue, active: Vec::new(), tally: tally_here };
+        let subscriber = Subscriber { id, filter, queue, active: Vec::new(), tally: tally_here };
         self.lock().push(subscriber);
         Subscription { id, records, tally }
     }

@@ -105,12 +105,7 @@ impl Scrape {
             }),
         ];
         for (name, help, of) in families {
-            let mut family = encoder.encode_descriptor(
-                name,
-                help,
-                None,
-                MetricType::Counter,
-            )?;
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for loss in self.losses.iter().filter(|loss| of(loss) > 0) {
                 let labels = [
                     ("signal", loss.signal.as_str()),
@@ -132,9 +127,10 @@ impl Scrape {
             MetricType::Counter,
         )?;
         for (signal, (ring, ..)) in rings() {
-            let lost = self.losses.iter().filter(|l| {
-                l.signal == signal && l.stage == "kernel" && l.reason == "ring_full"
-            });
+            let lost = self
+                .losses
+                .iter()
+                .filter(|l| l.signal == signal && l.stage == "kernel" && l.reason == "ring_full");
             let lost: u64 = lost.map(|loss| loss.records).sum();
             ConstCounter::new(lost).encode(drops.encode_family(&[("ring", ring)])?)?;
         }

@@ -68,12 +68,7 @@ impl PodFilter {
 }
 
 /// The answer to a filter that names nobody.
-pub(crate) fn unknown(
-    what: &str,
-    name: &str,
-    node: &str,
-    candidates: &BTreeSet<String>,
-) -> Status {
+pub(crate) fn unknown(what: &str, name: &str, node: &str, candidates: &BTreeSet<String>) -> Status {
     let named: Vec<&str> =
         candidates.iter().map(String::as_str).filter(|c| !c.is_empty()).collect();
     let shown = named.iter().take(CANDIDATES).copied().collect::<Vec<_>>().join(", ");

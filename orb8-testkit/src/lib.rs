@@ -18,6 +18,7 @@ mod cgroup;
 pub mod cri_server;
 mod docker_server;
 mod identity;
+pub mod known_calls;
 pub mod kube_api;
 pub mod kubelet;
 mod lines;

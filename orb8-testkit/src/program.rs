@@ -39,6 +39,10 @@ pub enum Program {
     Flows(Flows),
     /// Server. Keep many UDP flows alive at once
     HoldFlows(HoldFlows),
+    /// Make known numbers of system calls, see `known_calls`
+    Calls(Calls),
+    /// Run a command to its end, again and again
+    Spawn(Spawn),
     /// Become another command
     Exec(Exec),
 }
@@ -246,6 +250,31 @@ pub struct HoldFlows {
     pub ports: u16,
 }
 
+/// See [`Program::Calls`].
+#[derive(Args, Clone, Debug, PartialEq, Serialize)]
+pub struct Calls {
+    /// How many threads make them at once
+    #[arg(long, default_value_t = 1)]
+    pub threads: u32,
+    /// How often each thread makes the first one; the second one twice as often, and so on
+    #[arg(long)]
+    pub times: u32,
+    /// Only this call
+    #[arg(long)]
+    pub only: Option<String>,
+}
+
+/// See [`Program::Spawn`].
+#[derive(Args, Clone, Debug, PartialEq, Serialize)]
+pub struct Spawn {
+    /// How often
+    #[arg(long)]
+    pub times: u32,
+    /// The command and its arguments; `{}` is how often it was run before
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
 /// See [`Program::Exec`].
 #[derive(Args, Clone, Debug, PartialEq, Serialize)]
 pub struct Exec {
@@ -322,6 +351,11 @@ impl Program {
         if let Self::Exec(exec) = self {
             let command = exec.command.iter().cloned();
             return Ok(["exec", "--"].map(String::from).into_iter().chain(command).collect());
+        }
+        if let Self::Spawn(spawn) = self {
+            let times = spawn.times.to_string();
+            let head = ["spawn", "--times", &times, "--"].map(String::from);
+            return Ok(head.into_iter().chain(spawn.command.iter().cloned()).collect());
         }
         let Value::Object(tagged) = serde_json::to_value(self)? else {
             bail!("{self:?} has no name");

@@ -1,5 +1,6 @@
 //! The command line of `orb8-testpod`, and which module performs which program.
 
+mod calls;
 mod dns;
 mod flows;
 mod hold;
@@ -67,6 +68,8 @@ pub(crate) fn main() -> Result<()> {
         Program::DnsClient(client) => dns::client(&client),
         Program::Flows(flows) => flows::flows(&flows),
         Program::HoldFlows(flows) => flows::hold_flows(&flows, run_time),
+        Program::Calls(made) => calls::calls(&made),
+        Program::Spawn(spawn) => calls::spawn(&spawn),
         Program::Exec(exec) => {
             let (name, arguments) = exec.command.split_first().context("no command")?;
             let error = process::Command::new(name).args(arguments).exec();

@@ -30,14 +30,7 @@ impl PodMetadataMap {
     pub fn of(object: &mut Object) -> Result<Self, LoadError> {
         let (pods, settings) = (object.map("POD_METADATA")?, object.map("SETTINGS")?);
         let (written, cgroups) = (HashMap::new(), HashMap::new());
-        let map = Self {
-            pods,
-            settings,
-            written,
-            cgroups,
-            events: events::NONE,
-            has_units: false,
-        };
+        let map = Self { pods, settings, written, cgroups, events: events::NONE, has_units: false };
         let failed = |error| LoadError::MapIo { name: "SETTINGS".into(), error };
         map.settings.set(&0_u32, &map.events).map_err(failed)?;
         Ok(map)

@@ -16,9 +16,7 @@ use std::{
 use aya::{
     Btf, BtfError, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Map, MapData, MapError, RingBuf},
-    programs::{
-        BtfTracePoint, Program, ProgramError, RawTracePoint, SchedClassifier, TracePoint,
-    },
+    programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, SchedClassifier, TracePoint},
 };
 
 pub use cgroup_skb::CgroupAttachment;

@@ -205,11 +205,11 @@ impl Task {
             }
             Some(FoundCgroup { path, .. }) => {
                 self.enricher.of_unit(&unit_of(path), AttributedBy::SocketCgroup)
-            },
+            }
             // As pods that nobody knows are called by their UID.
             None => {
                 self.enricher.of_unit(&format!("cgroup-{cgroup_id}"), AttributedBy::SocketCgroup)
-            },
+            }
         }
     }
 }

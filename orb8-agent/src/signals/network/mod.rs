@@ -135,7 +135,6 @@ impl Network {
     pub async fn pods(&self, query: PodQuery) -> Result<PodResponse, Status> {
         self.ask(|reply| Command::Pods(query, reply)).await.unwrap_or_else(|| Err(stopped()))
     }
-
 }
 
 #[tonic::async_trait]

@@ -5,12 +5,7 @@ use std::time::{Duration, Instant};
 use orb8_common::syscall::SyscallEvent;
 use orb8_proto::{Event, event};
 
-use super::{
-    NAME,
-    execs::Call,
-    names, record,
-    task::Task,
-};
+use super::{NAME, execs::Call, names, record, task::Task};
 use crate::{
     clock::boot_ns,
     enricher::Attribution,

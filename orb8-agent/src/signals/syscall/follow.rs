@@ -104,9 +104,9 @@ impl Task {
             && listeners.iter().all(|(id, _)| self.listeners.contains_key(id));
         if !same {
             // They were checked when they subscribed.
-            let wanted = listeners.into_iter().filter_map(|(id, request)| {
-                Some((id, Wanted::parse(&request.syscalls).ok()?))
-            });
+            let wanted = listeners
+                .into_iter()
+                .filter_map(|(id, request)| Some((id, Wanted::parse(&request.syscalls).ok()?)));
             self.listeners = wanted.collect();
         }
         self.telling.update(self.listeners.values())?;

@@ -73,7 +73,8 @@ pub fn find(written: &str) -> Result<&'static str, String> {
     if let Some(number) = number(written) {
         return Ok(name(number));
     }
-    let mut near: Vec<_> = ALL.iter().map(|name| (strsim::levenshtein(name, written), *name)).collect();
+    let mut near: Vec<_> =
+        ALL.iter().map(|name| (strsim::levenshtein(name, written), *name)).collect();
     near.sort_unstable();
     let near: Vec<_> = near.into_iter().take(CANDIDATES).map(|(_, name)| name).collect();
     Err(format!("{written:?} is not a system call; the nearest are: {}", near.join(", ")))

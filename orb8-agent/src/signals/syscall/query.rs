@@ -48,7 +48,9 @@ fn coverage(task: &Task, range: &Range, rows: usize) -> Coverage {
     let (start_time_ns, end_time_ns) = range.covers();
     let empty = || {
         let accounts = task.accounts.len();
-        format!("{accounts} containers and units are watched, and no call of them matches in that time")
+        format!(
+            "{accounts} containers and units are watched, and no call of them matches in that time"
+        )
     };
     Coverage {
         start_time_ns,
@@ -144,8 +146,12 @@ pub(super) fn profiles(
     });
     let mut profiles: Vec<_> = accounts.map(|(_, account)| profile(task, account)).collect();
     profiles.sort_by(|a, b| {
-        (&a.namespace, &a.pod_name, &a.container, a.observed_from_ns)
-            .cmp(&(&b.namespace, &b.pod_name, &b.container, b.observed_from_ns))
+        (&a.namespace, &a.pod_name, &a.container, a.observed_from_ns).cmp(&(
+            &b.namespace,
+            &b.pod_name,
+            &b.container,
+            b.observed_from_ns,
+        ))
     });
     Ok(SyscallProfileResponse { profiles, node: task.context.config.node_name.clone() })
 }
@@ -153,11 +159,8 @@ pub(super) fn profiles(
 fn profile(task: &Task, account: &Account) -> SyscallProfile {
     let identity = account.identity();
     let text = |of: fn(&Identity) -> &str| identity.map_or("", |i| of(i)).to_owned();
-    let mut syscalls: Vec<String> = account
-        .totals()
-        .iter()
-        .map(|total| names::name(total.number.into()).to_owned())
-        .collect();
+    let mut syscalls: Vec<String> =
+        account.totals().iter().map(|total| names::name(total.number.into()).to_owned()).collect();
     syscalls.sort_unstable();
     let mut gaps = Vec::new();
     let nobodys = match account.lives {

@@ -83,9 +83,8 @@ impl Slots {
 
     /// Frees the slots on which nobody counts any more. To be called after they were read.
     pub(super) fn reclaim(&mut self, read_at: Instant) {
-        let over = |(since, _): &mut (Instant, u32)| {
-            read_at.saturating_duration_since(*since) >= GRACE
-        };
+        let over =
+            |(since, _): &mut (Instant, u32)| read_at.saturating_duration_since(*since) >= GRACE;
         while let Some((_, slot)) = self.leaving.pop_front_if(over) {
             self.used.remove(&slot);
             self.free.push(slot);
@@ -137,7 +136,10 @@ mod tests {
     fn a_slot_belongs_to_its_cgroup_until_nobody_counts_on_it_any_more() {
         let mut slots = Slots::new(2);
         let now = Instant::now();
-        assert_eq!((slots.give(7, now), slots.give(7, now), slots.give(8, now)), (Some(1), None, None));
+        assert_eq!(
+            (slots.give(7, now), slots.give(7, now), slots.give(8, now)),
+            (Some(1), None, None)
+        );
         slots.take_back(7, now);
         slots.reclaim(now + GRACE / 2);
         assert_eq!((slots.give(8, now), slots.used().next()), (None, Some((1, 7))));
