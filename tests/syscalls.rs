@@ -192,7 +192,7 @@ fn a_trace_of_one_pod_costs_the_events_of_that_pod() -> Result<()> {
     let times = 500;
     let act = || -> Result<()> {
         for pod in [&web, &db] {
-            pod.spawn("app", &calls(1, times, Some("getcwd")))?.wait()?;
+            pod.spawn("app", &calls(1, times, Some("timerfd_create")))?.wait()?;
         }
         Ok(())
     };
@@ -201,7 +201,7 @@ fn a_trace_of_one_pod_costs_the_events_of_that_pod() -> Result<()> {
     let heard = traced.trace(StreamRequest {
         namespace: "shop".into(),
         pod_name: "web".into(),
-        syscalls: vec!["getcwd".into()],
+        syscalls: vec!["timerfd_create".into()],
         ..StreamRequest::default()
     })?;
     act()?;
@@ -323,8 +323,9 @@ fn processes_of_the_node_have_their_calls_under_their_unit() -> Result<()> {
     node.spawn("daemon", &calls(1, 10, None))?.wait()?;
     let rows =
         query(&traced, SyscallQuery { syscalls: vec!["flock".into()], ..Default::default() })?;
-    let expected = known_calls::expected(1, 10, Some("flock"))?[0].1 * 11;
+    let made = known_calls::expected(1, 10, None)?;
+    let made = made.iter().find(|(name, _)| *name == "flock").context("flock")?.1;
     let ours = rows.iter().find(|row| row.unit.contains("daemon")).context("a unit")?;
-    assert_eq!((ours.calls, &*ours.pod_name), (120, ""), "{ours:?} {expected}");
+    assert_eq!((ours.calls, &*ours.pod_name), (made, ""), "{ours:?}");
     traced.stop()
 }

@@ -9,7 +9,8 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, MemfdFlags, Mode, SeekFrom};
-use rustix::{fs, io, process, system, thread};
+use rustix::time::{TimerfdClockId, TimerfdFlags};
+use rustix::{fs, io, process, system, thread, time};
 
 /// A call by its name, and what makes it.
 type Call = (&'static str, fn(BorrowedFd<'_>) -> Result<()>);
@@ -41,9 +42,18 @@ const CALLS: [Call; 20] = [
     ("fchmod", |file| done(fs::fchmod(file, Mode::from_bits_retain(0o600)))),
 ];
 
+/// Made only when it is named, so that a test can have a call to itself on a machine where others run.
+const ALONE: Call = ("timerfd_create", |_| {
+    done(time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC))
+});
+
 fn done<T>(answer: io::Result<T>) -> Result<()> {
     black_box(answer?);
     Ok(())
+}
+
+fn all() -> impl Iterator<Item = Call> {
+    CALLS.into_iter().chain([ALONE])
 }
 
 /// How often each call is made: the first one `times`, the second one twice that, and so on, by every thread. Of one
@@ -56,8 +66,8 @@ pub fn expected(threads: u32, times: u32, only: Option<&str>) -> Result<Vec<(&'s
     let Some(only) = only else {
         return Ok((1..).zip(CALLS).map(|(n, (name, _))| (name, n * each)).collect());
     };
-    let known = CALLS.iter().find(|(name, _)| *name == only);
-    let names: Vec<_> = CALLS.iter().map(|(name, _)| *name).collect();
+    let known = all().find(|(name, _)| *name == only);
+    let names: Vec<_> = all().map(|(name, _)| name).collect();
     let (name, _) = known.with_context(|| format!("{only:?}: expected one of {names:?}"))?;
     Ok(vec![(name, each)])
 }
@@ -90,7 +100,7 @@ pub fn make(threads: u32, times: u32, only: Option<&str>) -> Result<()> {
 
 fn make_all(plan: &[(&str, u64)], file: BorrowedFd<'_>) -> Result<()> {
     for (name, times) in plan {
-        let (_, call) = CALLS.iter().find(|(known, _)| known == name).context("unknown")?;
+        let (_, call) = all().find(|(known, _)| known == name).context("unknown")?;
         for _ in 0..*times {
             call(file).with_context(|| (*name).to_owned())?;
         }
