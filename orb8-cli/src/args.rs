@@ -33,12 +33,26 @@ A record is written when a flow starts, every second while it moves, and when it
 are what came since the flow's last record: their sum over all records is the total.
 Times in tables are UTC.";
 
+const TRACE_SYSCALL_EXAMPLES: &str = "\
+Examples:
+  orb8 trace syscall -n prod --pod web --duration 10s
+  orb8 trace syscall --syscall execve,connect -o jsonl | jq '.path, .args'
+
+Without --syscall: calls that say what a program is about (execve, open, connect, …), each, and of
+frequent ones (read, write and their kin) one in a hundred, which says how many it stands for. Every
+call is counted all the same: see query syscalls.";
+
+const QUERY_SYSCALLS_EXAMPLES: &str = "\
+Examples:
+  orb8 query syscalls --pod web --duration 10s
+  orb8 --server node-1:9090 query syscalls -n prod --since 2m --sort-by calls --limit 20";
+
 const QUERY_EXAMPLES: &str = "\
 Examples:
   orb8 query pods --duration 10s
   orb8 --server node-1:9090 query flows -n prod --since 1m --sort-by packets --limit 20";
 
-/// eBPF observability for Kubernetes: network flows, named by pod, with every byte accounted for
+/// eBPF observability for Kubernetes: network flows and system calls, named by pod, each accounted for
 #[derive(Debug, Parser)]
 #[command(name = "orb8", version, after_long_help = EXIT_CODES, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -95,6 +109,9 @@ pub(crate) enum Trace {
     /// Network flows
     #[command(after_help = TRACE_EXAMPLES)]
     Network(TraceNetworkArgs),
+    /// System calls
+    #[command(after_help = TRACE_SYSCALL_EXAMPLES)]
+    Syscall(TraceSyscallArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -105,6 +122,9 @@ pub(crate) enum Query {
     /// Network totals, one row per pod
     #[command(after_help = QUERY_EXAMPLES)]
     Pods(QueryPodsArgs),
+    /// System calls, one row per container and call
+    #[command(after_help = QUERY_SYSCALLS_EXAMPLES)]
+    Syscalls(QuerySyscallsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -127,6 +147,8 @@ pub(crate) struct QueryFlowsArgs {
     /// What the largest comes first by
     #[arg(long, value_enum, default_value_t, value_name = "BY", help_heading = "Output")]
     pub sort_by: FlowOrder,
+    #[command(flatten)]
+    pub agent: AgentArgs,
 }
 
 #[derive(Debug, Args)]
@@ -136,9 +158,48 @@ pub(crate) struct QueryPodsArgs {
     /// What the largest comes first by; names go from A to Z
     #[arg(long, value_enum, default_value_t, value_name = "BY", help_heading = "Output")]
     pub sort_by: PodOrder,
+    #[command(flatten)]
+    pub agent: AgentArgs,
 }
 
-/// What both queries take.
+#[derive(Debug, Args)]
+pub(crate) struct TraceSyscallArgs {
+    #[command(flatten)]
+    pub filter: FilterArgs,
+    /// Only these calls [default: those that are worth telling]
+    #[arg(long, value_name = "A,B", value_delimiter = ',', help_heading = "Filters")]
+    pub syscall: Vec<String>,
+    /// Only calls that failed: takes an agent that watches their ends
+    #[arg(long, help_heading = "Filters")]
+    pub errors: bool,
+    /// End after this time [default: at Ctrl-C]
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Time")]
+    pub duration: Option<Duration>,
+    #[command(flatten)]
+    pub records: RecordArgs,
+    #[command(flatten)]
+    pub agent: SyscallAgentArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuerySyscallsArgs {
+    #[command(flatten)]
+    pub window: WindowArgs,
+    /// Only these calls
+    #[arg(long, value_name = "A,B", value_delimiter = ',', help_heading = "Filters")]
+    pub syscall: Vec<String>,
+    /// Only the container of this name
+    #[arg(long, value_name = "NAME", help_heading = "Filters")]
+    pub container: Option<String>,
+    /// What the largest comes first by; names go from A to Z. Errors and latencies take an agent that
+    /// watches the ends of calls
+    #[arg(long, value_enum, default_value_t, value_name = "BY", help_heading = "Output")]
+    pub sort_by: SyscallOrder,
+    #[command(flatten)]
+    pub agent: SyscallAgentArgs,
+}
+
+/// What all queries take.
 #[derive(Debug, Args)]
 pub(crate) struct WindowArgs {
     #[command(flatten)]
@@ -159,8 +220,6 @@ pub(crate) struct WindowArgs {
     pub limit: Option<u32>,
     #[command(flatten)]
     pub records: RecordArgs,
-    #[command(flatten)]
-    pub agent: AgentArgs,
 }
 
 #[derive(Debug, Args)]
@@ -226,19 +285,24 @@ pub(crate) struct AgentArgs {
     pub tc_attach: Option<TcAttach>,
 }
 
-impl AgentArgs {
-    /// The first of the options given that means nothing to an agent that runs already.
-    pub(crate) fn standalone_only(&self) -> Option<&'static str> {
-        [
-            ("--pods", self.pods.is_some()),
-            ("--runtime", self.runtime.is_some()),
-            ("--ring-buffer-size", self.ring_buffer_size.is_some()),
-            ("--flow-table-size", self.flow_table_size.is_some()),
-            ("--tc-attach", self.tc_attach.is_some()),
-        ]
-        .into_iter()
-        .find_map(|(name, given)| given.then_some(name))
-    }
+/// How the agent of standalone mode is set up for system calls.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Standalone mode")]
+pub(crate) struct SyscallAgentArgs {
+    /// Pods by name, as `kubectl get pods -A -o json` prints them
+    #[arg(long, value_name = "FILE")]
+    pub pods: Option<PathBuf>,
+    /// Container runtime that names pods: auto, off, or its socket [default: auto] [env:
+    /// ORB8_RUNTIME]
+    #[arg(long, value_name = "SOCKET")]
+    pub runtime: Option<String>,
+    /// Size of the kernel's event buffer, a power of two [env: ORB8_SYSCALL_RING_BUFFER_SIZE]
+    #[arg(long, value_name = "BYTES")]
+    pub ring_buffer_size: Option<String>,
+    /// Of frequent calls (read, write and their kin) show one in N; each is counted [default: 100]
+    /// [env: ORB8_SYSCALL_SAMPLE]
+    #[arg(long, value_name = "N")]
+    pub sample: Option<String>,
 }
 
 /// `--tc-attach`.
@@ -268,6 +332,16 @@ pub(crate) enum PodOrder {
     Bytes,
     Packets,
     Flows,
+    Name,
+}
+
+/// `--sort-by` of system calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SyscallOrder {
+    #[default]
+    Calls,
+    Errors,
+    Latency,
     Name,
 }
 

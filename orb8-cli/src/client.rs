@@ -8,11 +8,11 @@ use tokio::time::timeout;
 use tonic::{Code, Status, transport::Channel};
 
 use crate::{
-    args::{AgentArgs, Cli},
+    args::Cli,
     exit::Failure,
     interrupt::{self, Interrupt},
     notes::Notes,
-    standalone::{LocalAgent, Purpose},
+    standalone::{LocalAgent, Purpose, Setup},
     target::{SERVER_ENV, ServerAddress, Target},
 };
 
@@ -41,7 +41,7 @@ impl Session {
     ///
     /// # Errors
     /// When the options contradict each other.
-    pub(crate) fn target(cli: &Cli, agent: &AgentArgs) -> Result<Target, Failure> {
+    pub(crate) fn target(cli: &Cli, agent: &dyn Setup) -> Result<Target, Failure> {
         let environment = std::env::var(SERVER_ENV).ok();
         let target =
             Target::resolve(cli.global.mode, cli.global.server.as_ref(), environment.as_deref())
@@ -61,7 +61,7 @@ impl Session {
     /// When there is nobody to talk to; for an agent of our own with what is missing.
     pub(crate) async fn open(
         target: &Target,
-        agent: &AgentArgs,
+        agent: &dyn Setup,
         purpose: Purpose,
         notes: &Notes,
     ) -> Result<Session, Failure> {

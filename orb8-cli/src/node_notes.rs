@@ -17,9 +17,17 @@ pub(crate) struct NodeNotes {
     skipped: BTreeMap<String, String>,
     signals: BTreeMap<String, (SignalState, String)>,
     message: String,
+    /// Only this signal is of interest, and it needs no interface.
+    only: Option<&'static str>,
 }
 
 impl NodeNotes {
+    /// Of a signal that may be one of several. Interfaces are the network's.
+    pub(crate) fn of_signal(signal: &'static str) -> Self {
+        let only = (signal != "network").then_some(signal);
+        NodeNotes { only, ..NodeNotes::default() }
+    }
+
     /// How many interfaces carry the probe, once the node has told.
     pub(crate) fn attached(&self) -> Option<usize> {
         self.told_first.then_some(self.attached.len())
@@ -27,7 +35,10 @@ impl NodeNotes {
 
     /// Takes in a status and returns what is new in it.
     pub(crate) fn update(&mut self, status: &NodeStatus) -> Vec<Note> {
-        let mut notes = self.interfaces(&status.interfaces);
+        let mut notes = match self.only {
+            None => self.interfaces(&status.interfaces),
+            Some(_) => Vec::new(),
+        };
         notes.extend(self.warnings(&status.signals));
         if status.message != self.message {
             self.message.clone_from(&status.message);
@@ -41,7 +52,7 @@ impl NodeNotes {
     /// What is new in the states of the signals: only what the user should worry about.
     pub(crate) fn warnings(&mut self, signals: &[SignalStatus]) -> Vec<Note> {
         let mut notes = Vec::new();
-        for signal in signals {
+        for signal in signals.iter().filter(|s| self.only.is_none_or(|only| s.name == only)) {
             let state = (signal.state(), signal.reason.clone());
             if self.signals.get(&signal.name) == Some(&state) {
                 continue;

@@ -68,6 +68,9 @@ pub(crate) fn loss_text(loss: &Loss) -> String {
     if loss.packets > 0 {
         parts.push(format!("{} packets counted without detail", grouped(loss.packets)));
     }
+    if loss.calls > 0 {
+        parts.push(format!("{} calls counted that are nobody's", grouped(loss.calls)));
+    }
     format!("{} {}/{}: {}", loss.signal, loss.stage, loss.reason, parts.join(", "))
 }
 

@@ -19,8 +19,10 @@ use crate::{
 pub(crate) async fn run(cli: &Cli, notes: &Notes) -> Result<Exit, Failure> {
     match &cli.command {
         Command::Trace(Trace::Network(args)) => trace::network(cli, args, notes).await,
+        Command::Trace(Trace::Syscall(args)) => trace::syscall(cli, args, notes).await,
         Command::Query(Query::Flows(args)) => query::flows(cli, args, notes).await,
         Command::Query(Query::Pods(args)) => query::pods(cli, args, notes).await,
+        Command::Query(Query::Syscalls(args)) => query::syscalls(cli, args, notes).await,
         Command::Status(args) => status::run(cli, args, notes).await,
         Command::Completions { shell } => completions::script(*shell),
         Command::Man { dir } => completions::manual(dir.as_deref()),

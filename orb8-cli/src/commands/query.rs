@@ -6,14 +6,17 @@ use std::{
 };
 
 use orb8_proto::{
-    Coverage, FlowQuery, FlowSort, NodeStatus, PodQuery, PodSort, StatusRequest,
-    orbit_service_client::OrbitServiceClient,
+    Coverage, FlowQuery, FlowSort, NodeStatus, PodQuery, PodSort, StatusRequest, SyscallQuery,
+    SyscallSort, orbit_service_client::OrbitServiceClient,
 };
 use tonic::{Status, transport::Channel};
 
 use super::{filter_text, interface_filter, look, no_interface_filter};
 use crate::{
-    args::{Cli, FlowOrder, PodOrder, QueryFlowsArgs, QueryPodsArgs, WindowArgs},
+    args::{
+        Cli, FlowOrder, PodOrder, QueryFlowsArgs, QueryPodsArgs, QuerySyscallsArgs, SyscallOrder,
+        WindowArgs,
+    },
     client::{Session, answer},
     exit::{Exit, Failure},
     node_notes::NodeNotes,
@@ -22,8 +25,9 @@ use crate::{
         Printer,
         columns::{self, Column},
         flows as flow_columns, pods as pod_columns,
+        syscalls::{self as syscall_columns, Counted},
     },
-    standalone::Purpose,
+    standalone::{Purpose, Setup},
     summary::{Summary, grouped, loss_text, node_records_lost},
     target::Target,
 };
@@ -36,8 +40,9 @@ pub(super) async fn flows(
     args: &QueryFlowsArgs,
     notes: &Notes,
 ) -> Result<Exit, Failure> {
-    let (question, columns) = Question::new(cli, &args.window, notes, flow_columns::COLUMNS)?;
-    let interface = interface_filter(&question.target, &args.window.agent.interface)?;
+    let (question, columns) =
+        Question::new(cli, &args.window, &args.agent, notes, flow_columns::COLUMNS)?;
+    let interface = interface_filter(&question.target, &args.agent.interface)?;
     let mut query = FlowQuery {
         namespace: args.window.filter.namespace.clone().unwrap_or_default(),
         pod_name: args.window.filter.pod.clone().unwrap_or_default(),
@@ -60,8 +65,9 @@ pub(super) async fn flows(
 }
 
 pub(super) async fn pods(cli: &Cli, args: &QueryPodsArgs, notes: &Notes) -> Result<Exit, Failure> {
-    let (question, columns) = Question::new(cli, &args.window, notes, pod_columns::COLUMNS)?;
-    no_interface_filter(&question.target, &args.window.agent.interface, "query pods")?;
+    let (question, columns) =
+        Question::new(cli, &args.window, &args.agent, notes, pod_columns::COLUMNS)?;
+    no_interface_filter(&question.target, &args.agent.interface, "query pods")?;
     let mut query = PodQuery {
         namespace: args.window.filter.namespace.clone().unwrap_or_default(),
         pod_name: args.window.filter.pod.clone().unwrap_or_default(),
@@ -83,13 +89,47 @@ pub(super) async fn pods(cli: &Cli, args: &QueryPodsArgs, notes: &Notes) -> Resu
     question.ask(columns, "", ask).await
 }
 
+pub(super) async fn syscalls(
+    cli: &Cli,
+    args: &QuerySyscallsArgs,
+    notes: &Notes,
+) -> Result<Exit, Failure> {
+    let (question, columns) =
+        Question::new(cli, &args.window, &args.agent, notes, syscall_columns::COUNTS)?;
+    let mut query = SyscallQuery {
+        namespace: args.window.filter.namespace.clone().unwrap_or_default(),
+        pod_name: args.window.filter.pod.clone().unwrap_or_default(),
+        limit: args.window.limit.unwrap_or(0),
+        syscalls: args.syscall.clone(),
+        container: args.container.clone().unwrap_or_default(),
+        sort_by: match args.sort_by {
+            SyscallOrder::Calls => SyscallSort::Calls,
+            SyscallOrder::Errors => SyscallSort::Errors,
+            SyscallOrder::Latency => SyscallSort::Latency,
+            SyscallOrder::Name => SyscallSort::Name,
+        }
+        .into(),
+        ..SyscallQuery::default()
+    };
+    let ask = async |client: &mut OrbitServiceClient<Channel>, start_time_ns| {
+        query.start_time_ns = start_time_ns;
+        let response = client.query_syscalls(query).await?.into_inner();
+        let covered = response.coverage.as_ref().map_or(0, |c| c.end_time_ns - c.start_time_ns);
+        let seconds = Duration::from_nanos(u64::try_from(covered).unwrap_or(0)).as_secs_f64();
+        let rows = response.syscalls.into_iter().map(|count| Counted { count, seconds });
+        Ok((rows.collect(), response.coverage))
+    };
+    question.ask(columns, "", ask).await
+}
+
 /// Columns of a record type, as `--fields` or the format chose them.
 type Columns<T> = Vec<&'static Column<T>>;
 
-/// What both queries have in common.
+/// What all queries have in common.
 struct Question<'a> {
     cli: &'a Cli,
     args: &'a WindowArgs,
+    setup: &'a dyn Setup,
     notes: &'a Notes,
     target: Target,
 }
@@ -99,12 +139,13 @@ impl<'a> Question<'a> {
     fn new<T>(
         cli: &'a Cli,
         args: &'a WindowArgs,
+        setup: &'a dyn Setup,
         notes: &'a Notes,
         all: &'static [Column<T>],
     ) -> Result<(Self, Columns<T>), Failure> {
         let columns = columns::select(all, &args.records.fields, args.records.output)
             .map_err(Failure::Usage)?;
-        let target = Session::target(cli, &args.agent)?;
+        let target = Session::target(cli, setup)?;
         let wrong = match target {
             Target::Standalone { .. } if args.since.is_some() => Some(
                 "--since looks back into what a running agent keeps; in standalone mode give \
@@ -118,7 +159,7 @@ impl<'a> Question<'a> {
         };
         match wrong {
             Some(message) => Err(Failure::Usage(message.to_owned())),
-            None => Ok((Question { cli, args, notes, target }, columns)),
+            None => Ok((Question { cli, args, setup, notes, target }, columns)),
         }
     }
 
@@ -133,7 +174,7 @@ impl<'a> Question<'a> {
         ) -> Result<(Vec<T>, Option<Coverage>), Status>,
     ) -> Result<Exit, Failure> {
         let mut session =
-            Session::open(&self.target, &self.args.agent, Purpose::Watch, self.notes).await?;
+            Session::open(&self.target, self.setup, Purpose::Watch, self.notes).await?;
         let result = async {
             self.watch(&mut session).await?;
             let start = self.args.since.map(since_epoch_ns);
@@ -155,7 +196,7 @@ impl<'a> Question<'a> {
         let mut client = session.client.clone();
         let call = async { Ok(client.get_agent_status(StatusRequest {}).await?.into_inner()) };
         let status = answer(&session.peer, call).await?;
-        let mut node = NodeNotes::default();
+        let mut node = NodeNotes::of_signal(self.setup.signal());
         let notes = if session.is_local() {
             let (signals, interfaces) = (status.signals, status.interfaces);
             node.update(&NodeStatus { signals, interfaces, message: String::new() })
@@ -195,7 +236,9 @@ impl<'a> Question<'a> {
             ));
         }
         let since = if ours { "" } else { " since the agent started" };
-        for loss in coverage.losses.iter().filter(|loss| loss.records + loss.packets > 0) {
+        for loss in
+            coverage.losses.iter().filter(|loss| loss.records + loss.packets + loss.calls > 0)
+        {
             self.notes.warning(&format!("{}{since}", loss_text(loss)));
         }
         let lost = node_records_lost(&coverage.losses);

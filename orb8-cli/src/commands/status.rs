@@ -235,7 +235,7 @@ mod tests {
                 stage: "kernel".into(),
                 reason: "ring_full".into(),
                 records: 12,
-                packets: 0,
+                ..Loss::default()
             }],
             interfaces: vec![InterfaceStatus {
                 name: "veth1".into(),

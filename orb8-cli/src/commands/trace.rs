@@ -7,10 +7,7 @@ use std::{
     time::Duration,
 };
 
-use orb8_proto::{
-    Event, LossReport, NetworkFlow, StreamRequest,
-    event::Event::{Loss, NetworkFlow as Flow, NodeStatus},
-};
+use orb8_proto::{Event, LossReport, StreamRequest, event::Event as Kind};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep_until},
@@ -19,14 +16,15 @@ use tonic::{Status, Streaming};
 
 use super::{filter_text, interface_filter, look};
 use crate::{
-    args::{Cli, TraceNetworkArgs},
+    args::{Cli, FilterArgs, TraceNetworkArgs, TraceSyscallArgs},
     client::{self, Session, answer, status_text},
     exit::{Exit, Failure},
     node_notes::NodeNotes,
     notes::Notes,
-    output::{Printer, columns, flows, stdout_closed},
-    standalone::Purpose,
+    output::{Printer, columns, flows, stdout_closed, syscalls},
+    standalone::{Purpose, Setup},
     summary::{Summary, loss_text, node_records_lost},
+    target::Target,
 };
 
 /// How long after its time a stream may still end by itself, and how long it is drained after
@@ -55,36 +53,94 @@ pub(super) async fn network(
     let target = Session::target(cli, &args.agent)?;
     let interface = interface_filter(&target, &args.agent.interface)?;
     let filter = filter_text(&args.filter, &interface);
+    let request = StreamRequest { interface, ..request("network", &args.filter, args.duration) };
+    let mut follower = Follower::new(Printer::stdout(columns, look(cli, &args.records)), notes);
+    follower.pick = |event| match event {
+        Kind::NetworkFlow(flow) => Some(flow),
+        _ => None,
+    };
+    follower.nothing = |node| match node.attached() {
+        None => String::from("it ended before the agent had answered"),
+        Some(0) => String::from("no interface is attached"),
+        Some(1) => String::from("no packet was seen on the attached interface"),
+        Some(many) => format!("no packet was seen on the {many} attached interfaces"),
+    };
+    follower.trace(&target, &args.agent, request, args.duration, &filter).await
+}
+
+pub(super) async fn syscall(
+    cli: &Cli,
+    args: &TraceSyscallArgs,
+    notes: &Notes,
+) -> Result<Exit, Failure> {
+    let columns = columns::select(syscalls::EVENTS, &args.records.fields, args.records.output)
+        .map_err(Failure::Usage)?;
+    let target = Session::target(cli, &args.agent)?;
+    let filter = filter_text(&args.filter, "");
     let request = StreamRequest {
-        namespace: args.filter.namespace.clone().unwrap_or_default(),
-        pod_name: args.filter.pod.clone().unwrap_or_default(),
-        signals: vec![String::from("network")],
-        duration_ns: args.duration.and_then(|time| i64::try_from(time.as_nanos()).ok()),
-        interface,
-        ..Default::default()
+        syscalls: args.syscall.clone(),
+        errors_only: args.errors,
+        ..request("syscall", &args.filter, args.duration)
     };
-    let mut session = Session::open(&target, &args.agent, Purpose::Watch, notes).await?;
-    let mut follower = Follower {
-        notes,
-        printer: Printer::stdout(columns, look(cli, &args.records)),
-        node: NodeNotes::default(),
-        last_report: None,
+    let mut follower = Follower::new(Printer::stdout(columns, look(cli, &args.records)), notes);
+    follower.node = NodeNotes::of_signal("syscall");
+    follower.pick = |event| match event {
+        Kind::Syscall(call) => Some(call),
+        _ => None,
     };
-    let result = follower.follow(&mut session, request, args.duration).await;
-    let peer = session.peer.clone();
-    session.close(notes).await;
-    follower.conclude(result?, &peer, &filter)
+    follower.nothing = |_| String::from("no call that is told was made");
+    follower.trace(&target, &args.agent, request, args.duration, &filter).await
+}
+
+fn request(signal: &str, filter: &FilterArgs, duration: Option<Duration>) -> StreamRequest {
+    StreamRequest {
+        namespace: filter.namespace.clone().unwrap_or_default(),
+        pod_name: filter.pod.clone().unwrap_or_default(),
+        signals: vec![signal.to_owned()],
+        duration_ns: duration.and_then(|time| i64::try_from(time.as_nanos()).ok()),
+        ..StreamRequest::default()
+    }
 }
 
 /// Reads one stream and keeps what its summary needs.
-struct Follower<'n> {
+struct Follower<'n, T: 'static> {
     notes: &'n Notes,
-    printer: Printer<NetworkFlow, Stdout>,
+    printer: Printer<T, Stdout>,
+    /// The record in an event, if it is one of those asked for.
+    pick: fn(Kind) -> Option<T>,
+    /// Why there may be no records.
+    nothing: fn(&NodeNotes) -> String,
     node: NodeNotes,
     last_report: Option<LossReport>,
 }
 
-impl Follower<'_> {
+impl<'n, T> Follower<'n, T> {
+    fn new(printer: Printer<T, Stdout>, notes: &'n Notes) -> Self {
+        Follower {
+            notes,
+            printer,
+            pick: |_| None,
+            nothing: |_| String::new(),
+            node: NodeNotes::default(),
+            last_report: None,
+        }
+    }
+
+    async fn trace(
+        mut self,
+        target: &Target,
+        setup: &dyn Setup,
+        request: StreamRequest,
+        duration: Option<Duration>,
+        filter: &str,
+    ) -> Result<Exit, Failure> {
+        let mut session = Session::open(target, setup, Purpose::Watch, self.notes).await?;
+        let result = self.follow(&mut session, request, duration).await;
+        let peer = session.peer.clone();
+        session.close(self.notes).await;
+        self.conclude(result?, &peer, filter)
+    }
+
     /// Reads to the end. `duration` is also asked of the agent; here it is the guard against one
     /// that hangs.
     async fn follow(
@@ -139,18 +195,20 @@ impl Follower<'_> {
     /// Takes in one event; says whether a record was written.
     fn take(&mut self, event: Event) -> Result<bool, Failure> {
         match event.event {
-            Some(Flow(flow)) => {
-                self.printer.record(&flow).map_err(Failure::output)?;
-                return Ok(true);
-            }
-            Some(NodeStatus(status)) => {
+            Some(Kind::NodeStatus(status)) => {
                 for note in self.node.update(&status) {
                     self.notes.tell(&note);
                 }
             }
-            Some(Loss(report)) => self.report(report),
-            // Not asked for, or a newer agent's event of a kind that this version does not know.
-            Some(_) | None => (),
+            Some(Kind::Loss(report)) => self.report(report),
+            Some(other) => {
+                if let Some(record) = (self.pick)(other) {
+                    self.printer.record(&record).map_err(Failure::output)?;
+                    return Ok(true);
+                }
+            }
+            // A newer agent's event of a kind that this version does not know.
+            None => (),
         }
         Ok(false)
     }
@@ -164,7 +222,7 @@ impl Follower<'_> {
         }
         for loss in &report.losses {
             let known = before.losses.iter().any(|known| known == loss);
-            if !known && loss.records + loss.packets > 0 {
+            if !known && loss.records + loss.packets + loss.calls > 0 {
                 self.notes.warning(&loss_text(loss));
             }
         }
@@ -196,12 +254,7 @@ impl Follower<'_> {
             End::Left => true,
         };
         if received == 0 && whole {
-            let reason = match self.node.attached() {
-                None => String::from("it ended before the agent had answered"),
-                Some(0) => String::from("no interface is attached"),
-                Some(1) => String::from("no packet was seen on the attached interface"),
-                Some(many) => format!("no packet was seen on the {many} attached interfaces"),
-            };
+            let reason = (self.nothing)(&self.node);
             self.notes.info(&format!("no records{filter}: {reason}"));
         }
         // A record that the agent sent and that did not get here is lost too. Before the final

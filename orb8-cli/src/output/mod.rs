@@ -8,6 +8,7 @@ mod json;
 pub(crate) mod node;
 mod peer;
 pub(crate) mod pods;
+pub(crate) mod syscalls;
 pub(crate) mod table;
 pub(crate) mod value;
 mod yaml;

@@ -82,6 +82,7 @@ pub(crate) static LOSSES: &[Column<Loss>] = &[
     column("reason", "REASON", Place::Everywhere, |loss| Value::text(&loss.reason)),
     column("records", "RECORDS", Place::Everywhere, |loss| Value::Number(loss.records)),
     column("packets", "PACKETS", Place::Everywhere, |loss| Value::Number(loss.packets)),
+    column("calls", "CALLS", Place::Everywhere, |loss| Value::Number(loss.calls)),
 ];
 
 const fn column<T>(

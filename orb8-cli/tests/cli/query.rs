@@ -84,7 +84,7 @@ fn losses_of_a_long_lived_agent_are_told_but_are_not_this_answers() {
         stage: "kernel".into(),
         reason: "ring_full".into(),
         records: 12,
-        packets: 0,
+        ..Loss::default()
     };
     let coverage = Coverage { rows_matched: 1, losses: vec![loss], ..Coverage::default() };
     let agent = FakeAgent::start(Script {

@@ -120,7 +120,7 @@ fn what_the_node_lost_and_what_never_arrived_counts_too() {
         stage: stage.into(),
         reason: "ring_full".into(),
         records,
-        packets: 0,
+        ..Loss::default()
     };
     script.events.push(event(Kind::Loss(LossReport {
         records_delivered: 5,
