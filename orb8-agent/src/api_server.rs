@@ -250,7 +250,7 @@ impl Api {
             let lost = subscription.tally.lost();
             if lost > told {
                 told = lost;
-                let report = self.report(&subscription, &mark, false);
+                let report = self.report(&subscription, &mark, signals, false);
                 if events.send(Ok(report)).await.is_err() {
                     return self.live.remove(subscription.id);
                 }
@@ -260,19 +260,22 @@ impl Api {
                 return self.live.remove(subscription.id);
             }
         }
-        let _gone = events.send(Ok(self.report(&subscription, &mark, true))).await;
+        let _gone = events.send(Ok(self.report(&subscription, &mark, signals, true))).await;
     }
 
     fn report(
         &self,
         subscription: &Subscription,
         mark: &std::collections::BTreeMap<crate::ledger::LossPoint, crate::ledger::Amount>,
+        signals: &[&str],
         last: bool,
     ) -> Event {
+        let mut losses = self.ledger.since(mark);
+        losses.retain(|loss| signals::concerns(loss, signals));
         self.event(event::Event::Loss(LossReport {
             records_delivered: subscription.tally.delivered(),
             records_lost: subscription.tally.lost(),
-            losses: self.ledger.since(mark),
+            losses,
             r#final: last,
         }))
     }

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use orb8_proto::Loss;
 use tonic::Status;
 
 use crate::{
     aggregator::{SliceNumber, oldest_kept, slice_of, slice_start_ns},
     clock::WallClock,
     enricher::PodLookup,
+    ledger::Ledger,
+    signals,
 };
 
 /// Rows of an answer where the query does not say.
@@ -78,6 +81,13 @@ pub(crate) fn unknown(what: &str, name: &str, node: &str, candidates: &BTreeSet<
         _ => format!("known: {shown}"),
     };
     Status::not_found(format!("no {what} {name:?} on node {node}; {list}"))
+}
+
+/// Losses that an answer of `signal` may suffer from.
+pub(crate) fn losses(ledger: &Ledger, signal: &str) -> Vec<Loss> {
+    let mut losses = ledger.losses();
+    losses.retain(|loss| signals::concerns(loss, &[signal]));
+    losses
 }
 
 /// The time that a signal can answer for, in nanoseconds since boot.

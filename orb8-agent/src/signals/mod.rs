@@ -6,7 +6,7 @@ pub mod syscall;
 
 use std::sync::Arc;
 
-use orb8_proto::{InterfaceStatus, MapStatus, PodSource, StreamRequest};
+use orb8_proto::{InterfaceStatus, Loss, MapStatus, PodSource, StreamRequest};
 use prometheus_client::collector::Collector;
 use tonic::Status;
 
@@ -22,6 +22,11 @@ use crate::{
 
 /// Names of the signals, on the wire and on the command line.
 pub const NAMES: [&str; 2] = [network::NAME, syscall::NAME];
+
+/// Whether a loss is one of these signals' or, as of cgroups, everybody's.
+pub(crate) fn concerns(loss: &Loss, signals: &[&str]) -> bool {
+    signals.contains(&&*loss.signal) || !NAMES.contains(&&*loss.signal)
+}
 
 /// What a slice needs of the spine.
 #[derive(Clone)]

@@ -35,6 +35,7 @@ pub(crate) struct Script {
     pub then: Then,
     pub flows: Result<FlowResponse, Status>,
     pub pods: Result<PodResponse, Status>,
+    pub syscalls: Result<SyscallResponse, Status>,
     pub status: StatusResponse,
 }
 
@@ -45,6 +46,7 @@ impl Default for Script {
             then: Then::End,
             flows: Ok(FlowResponse::default()),
             pods: Ok(PodResponse::default()),
+            syscalls: Ok(SyscallResponse::default()),
             status: StatusResponse { node: "node-1".into(), ..StatusResponse::default() },
         }
     }
@@ -254,7 +256,7 @@ impl OrbitService for Service {
         &self,
         _: Request<SyscallQuery>,
     ) -> Result<Response<SyscallResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        self.script.syscalls.clone().map(Response::new)
     }
 
     async fn query_anomalies(

@@ -4,5 +4,6 @@
 
 mod fake_agent;
 mod query;
+mod syscalls;
 mod trace;
 mod usage;

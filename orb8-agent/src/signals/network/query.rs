@@ -13,7 +13,7 @@ use orb8_proto::{
 use tonic::Status;
 
 use super::{
-    Filter,
+    Filter, NAME,
     metrics::NetworkMetrics,
     pods::{Account, Owner},
     record,
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     netlink::links::Link,
-    query::{Kept, PodFilter, Range, limit, unknown},
+    query::{Kept, PodFilter, Range, limit, losses, unknown},
     signals::Snapshot,
 };
 
@@ -36,7 +36,7 @@ fn coverage(task: &Task, range: &Range, rows: usize) -> Coverage {
         start_time_ns,
         end_time_ns,
         rows_matched: rows as u64,
-        losses: task.context.ledger.losses(),
+        losses: losses(&task.context.ledger, NAME),
         empty_reason: if rows == 0 { empty_reason(task) } else { String::new() },
         node: task.context.config.node_name.clone(),
     }

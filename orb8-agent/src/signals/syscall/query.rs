@@ -9,6 +9,7 @@ use orb8_proto::{
 use tonic::Status;
 
 use super::{
+    NAME,
     classes::class_of,
     metrics::SyscallMetrics,
     names,
@@ -19,7 +20,7 @@ use super::{
 use crate::{
     clock::boot_ns,
     enricher::Identity,
-    query::{Kept, PodFilter, Range, limit},
+    query::{Kept, PodFilter, Range, limit, losses},
     signals::Snapshot,
 };
 
@@ -56,7 +57,7 @@ fn coverage(task: &Task, range: &Range, rows: usize) -> Coverage {
         start_time_ns,
         end_time_ns,
         rows_matched: rows as u64,
-        losses: task.context.ledger.losses(),
+        losses: losses(&task.context.ledger, NAME),
         empty_reason: if rows == 0 { empty() } else { String::new() },
         node: task.context.config.node_name.clone(),
     }
