@@ -1,0 +1,209 @@
+//! The connections of a port, as tonic takes them.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::Stream;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::{AbortHandle, Id, JoinError, JoinSet},
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use crate::{
+    connection::{Connection, Io, Peer},
+    handshake::{self, Refusal, Refused},
+    limits::Limits,
+    port::Port,
+    server_tls::{CHECK_INTERVAL, ServerTls},
+};
+
+/// After a failed accept, which mostly means that there are no more descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections that are let in one after the other, their handshakes at the same time. To be given
+/// to `serve_with_incoming_shutdown`; it ends when it is dropped.
+pub struct Incoming {
+    stream: Pin<Box<dyn Stream<Item = io::Result<Connection>> + Send>>,
+    port: Port,
+}
+
+impl std::fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Incoming").field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
+/// The connections of `listener`, with TLS as the files of `tls` say at each moment, or without.
+/// For them to be looked at the stream has to be polled, which a server does.
+#[must_use]
+pub fn incoming(listener: TcpListener, tls: Option<ServerTls>, limits: &Limits) -> Incoming {
+    let port = Port::default();
+    let acceptor = Acceptor {
+        listener,
+        tls,
+        limits: *limits,
+        places: Arc::new(Semaphore::new(limits.connections)),
+        handshakes: JoinSet::new(),
+        pending: HashMap::new(),
+        accepted: 0,
+        port: port.clone(),
+    };
+    let stream = futures_util::stream::unfold(acceptor, |mut acceptor| async move {
+        Some((Ok(acceptor.next().await), acceptor))
+    });
+    Incoming { stream: Box::pin(stream), port }
+}
+
+impl Incoming {
+    /// What can be known and done about the port while a server has its connections.
+    #[must_use]
+    pub fn port(&self) -> Port {
+        self.port.clone()
+    }
+}
+
+impl Stream for Incoming {
+    type Item = io::Result<Connection>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.stream.as_mut().poll_next(cx)
+    }
+}
+
+struct Acceptor {
+    listener: TcpListener,
+    tls: Option<ServerTls>,
+    limits: Limits,
+    places: Arc<Semaphore>,
+    /// Ended with the acceptor.
+    handshakes: JoinSet<(SocketAddr, Result<(Io, Peer), Refusal>)>,
+    pending: HashMap<Id, Pending>,
+    accepted: u64,
+    port: Port,
+}
+
+/// A handshake that is not over.
+struct Pending {
+    /// Its place in the order of arrival.
+    number: u64,
+    remote: SocketAddr,
+    abort: AbortHandle,
+}
+
+type Done = Result<(Id, (SocketAddr, Result<(Io, Peer), Refusal>)), JoinError>;
+
+impl Acceptor {
+    async fn next(&mut self) -> Connection {
+        let mut files = interval(CHECK_INTERVAL);
+        files.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                accepted = self.listener.accept() => match accepted {
+                    Ok((tcp, remote)) => self.begin(tcp, remote),
+                    Err(error) => {
+                        self.port.accept_failed(&error);
+                        sleep(PAUSE).await;
+                    }
+                },
+                Some(done) = self.handshakes.join_next_with_id() => {
+                    if let Some(connection) = self.done(done) {
+                        return connection;
+                    }
+                }
+                _ = files.tick() => look_at(self.tls.as_ref()),
+            }
+        }
+    }
+
+    fn begin(&mut self, tcp: TcpStream, remote: SocketAddr) {
+        if self.pending.len() >= self.limits.handshakes {
+            self.displace();
+        }
+        // Small frames are not to wait for the acknowledgement of those before.
+        let _without = tcp.set_nodelay(true);
+        let config = self.tls.as_ref().map(ServerTls::config);
+        let time = self.limits.handshake_time;
+        let shaking = handshake::shake(tcp, remote, config, time);
+        let abort = self.handshakes.spawn(async move { (remote, shaking.await) });
+        self.accepted += 1;
+        self.pending.insert(abort.id(), Pending { number: self.accepted, remote, abort });
+    }
+
+    /// Makes room: of the network with most handshakes the oldest goes. An honest client needs some
+    /// milliseconds, so the oldest of many is hardly one.
+    fn displace(&mut self) {
+        let mut crowds: HashMap<IpAddr, usize> = HashMap::new();
+        for pending in self.pending.values() {
+            *crowds.entry(network(pending.remote.ip())).or_default() += 1;
+        }
+        let Some((&crowd, _)) = crowds.iter().max_by_key(|(_, members)| **members) else { return };
+        let oldest = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| network(pending.remote.ip()) == crowd)
+            .min_by_key(|(_, pending)| pending.number)
+            .map(|(id, _)| *id);
+        if let Some(pending) = oldest.and_then(|id| self.pending.remove(&id)) {
+            pending.abort.abort();
+            self.port.refuse(
+                Refused::Displaced,
+                pending.remote,
+                "more handshakes at a time than there may be",
+            );
+        }
+    }
+
+    fn done(&mut self, done: Done) -> Option<Connection> {
+        let (id, (remote, result)) = match done {
+            Ok(done) => done,
+            Err(ended) => {
+                self.pending.remove(&ended.id());
+                return None;
+            }
+        };
+        self.pending.remove(&id);
+        let (io, peer) = match result {
+            Ok(in_) => in_,
+            Err((reason, why)) => {
+                self.port.refuse(reason, remote, &why);
+                return None;
+            }
+        };
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            let why =
+                format!("{} connections are open, as many as may be", self.limits.connections);
+            self.port.refuse(Refused::TooMany, remote, &why);
+            return None;
+        };
+        self.port.let_in(&peer);
+        Some(Connection::new(io, peer, self.port.until_cut(), place))
+    }
+}
+
+/// Reading files may take its time, so it is done elsewhere; one look at a time, as the next is
+/// only due some time after.
+fn look_at(tls: Option<&ServerTls>) {
+    if let Some(tls) = tls.cloned() {
+        let look: Pin<Box<dyn Future<Output = ()> + Send>> =
+            Box::pin(async move { tls.refresh(CHECK_INTERVAL).await });
+        tokio::spawn(look);
+    }
+}
+
+/// Who is taken for one: an address, or of IPv6 the 64 bits that one customer has at the least.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
