@@ -9,7 +9,6 @@
     unused_qualifications,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
-    clippy::large_enum_variant,
     reason = "generated code; the documentation is in the proto file"
 )]
 mod r#gen {
@@ -17,6 +16,9 @@ mod r#gen {
 }
 
 pub use r#gen::*;
+
+/// `orb8.proto` as an encoded `google.protobuf.FileDescriptorSet`: what gRPC reflection serves.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/orb8.fds");
 
 #[expect(
     missing_docs,

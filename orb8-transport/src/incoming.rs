@@ -86,7 +86,7 @@ struct Acceptor {
     limits: Limits,
     places: Arc<Semaphore>,
     /// Ended with the acceptor.
-    handshakes: JoinSet<(SocketAddr, Result<(Io, Peer), Refusal>)>,
+    handshakes: JoinSet<Shaken>,
     pending: HashMap<Id, Pending>,
     accepted: u64,
     port: Port,
@@ -100,7 +100,8 @@ struct Pending {
     abort: AbortHandle,
 }
 
-type Done = Result<(Id, (SocketAddr, Result<(Io, Peer), Refusal>)), JoinError>;
+/// From whom a connection was, and what became of it.
+type Shaken = (SocketAddr, Result<(Io, Peer), Refusal>);
 
 impl Acceptor {
     async fn next(&mut self) -> Connection {
@@ -163,7 +164,7 @@ impl Acceptor {
         }
     }
 
-    fn done(&mut self, done: Done) -> Option<Connection> {
+    fn done(&mut self, done: Result<(Id, Shaken), JoinError>) -> Option<Connection> {
         let (id, (remote, result)) = match done {
             Ok(done) => done,
             Err(ended) => {
