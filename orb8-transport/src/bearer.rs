@@ -152,7 +152,7 @@ mod tests {
         let word = BearerToken::word(" a.b-c\n").unwrap();
         assert_eq!(sent(&word).unwrap(), "Bearer a.b-c");
         assert!(!format!("{word:?}").contains("a.b-c"));
-        let request = word.clone().call(Request::new(())).unwrap();
+        let request = { word }.call(Request::new(())).unwrap();
         assert!(!format!("{request:?}").contains("a.b-c"));
     }
 

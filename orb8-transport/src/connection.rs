@@ -13,13 +13,12 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    sync::OwnedSemaphorePermit,
 };
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::Connected;
 
-use crate::{certificate::Identity, handshake::PREFACE};
+use crate::{certificate::Identity, handshake::PREFACE, port::Open};
 
 /// Who is at the other end. Every request carries it: see [`peer`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,8 +64,7 @@ pub struct Connection {
     /// preface is the same, so there is nothing to keep.
     given_back: usize,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Its place among the connections that may be.
-    _place: OwnedSemaphorePermit,
+    _open: Open,
 }
 
 impl fmt::Debug for Connection {
@@ -76,13 +74,8 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(
-        io: Io,
-        peer: Peer,
-        cut: WaitForCancellationFutureOwned,
-        place: OwnedSemaphorePermit,
-    ) -> Self {
-        Self { io, peer, given_back: 0, cut: Box::pin(cut), _place: place }
+    pub(crate) fn new(io: Io, peer: Peer, cut: WaitForCancellationFutureOwned, open: Open) -> Self {
+        Self { io, peer, given_back: 0, cut: Box::pin(cut), _open: open }
     }
 
     /// Who is at the other end.

@@ -6,7 +6,6 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -14,7 +13,6 @@ use std::{
 use futures_util::Stream;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     task::{AbortHandle, Id, JoinError, JoinSet},
     time::{MissedTickBehavior, interval, sleep},
 };
@@ -52,7 +50,6 @@ pub fn incoming(listener: TcpListener, tls: Option<ServerTls>, limits: &Limits) 
         listener,
         tls,
         limits: *limits,
-        places: Arc::new(Semaphore::new(limits.connections)),
         handshakes: JoinSet::new(),
         pending: HashMap::new(),
         accepted: 0,
@@ -84,7 +81,6 @@ struct Acceptor {
     listener: TcpListener,
     tls: Option<ServerTls>,
     limits: Limits,
-    places: Arc<Semaphore>,
     /// Ended with the acceptor.
     handshakes: JoinSet<Shaken>,
     pending: HashMap<Id, Pending>,
@@ -180,14 +176,14 @@ impl Acceptor {
                 return None;
             }
         };
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+        if self.port.open() >= self.limits.connections {
             let why =
                 format!("{} connections are open, as many as may be", self.limits.connections);
             self.port.refuse(Refused::TooMany, remote, &why);
             return None;
-        };
-        self.port.let_in(&peer);
-        Some(Connection::new(io, peer, self.port.until_cut(), place))
+        }
+        let open = self.port.let_in(&peer);
+        Some(Connection::new(io, peer, self.port.until_cut(), open))
     }
 }
 

@@ -27,6 +27,7 @@ pub struct Port {
 #[derive(Debug, Default)]
 struct Inner {
     let_in: u64,
+    open: usize,
     refused: BTreeMap<Refused, u64>,
     logged: BTreeMap<Refused, Logged>,
     accept_logged: Option<Instant>,
@@ -43,6 +44,12 @@ impl Port {
     #[must_use]
     pub fn let_in_total(&self) -> u64 {
         self.lock().let_in
+    }
+
+    /// How many connections are open now.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.lock().open
     }
 
     /// How many connections were refused, by reason.
@@ -76,9 +83,14 @@ impl Port {
         self.cut.clone().cancelled_owned()
     }
 
-    pub(crate) fn let_in(&self, peer: &Peer) {
+    /// Counts a connection, which is open for as long as what is returned is kept.
+    pub(crate) fn let_in(&self, peer: &Peer) -> Open {
         tracing::debug!("{peer}: connected");
-        self.lock().let_in += 1;
+        let mut inner = self.lock();
+        inner.let_in += 1;
+        inner.open += 1;
+        drop(inner);
+        Open(self.clone())
     }
 
     /// Counts a refusal and logs it, unless one like it was logged just now.
@@ -119,5 +131,15 @@ impl Port {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An open connection, counted.
+#[derive(Debug)]
+pub(crate) struct Open(Port);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.lock().open -= 1;
     }
 }
