@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
 use hyper_util::rt::TokioIo;
 use orb8_proto::{Loss, SignalState};
+use orb8_transport::{FileError, ServerTls};
 use tokio::io::DuplexStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -25,7 +26,7 @@ use crate::{
     signals::{Context, Signals},
     status::StatusBoard,
     tasks::Tasks,
-    usage,
+    tcp_server, usage,
 };
 
 /// Bytes in flight in each direction of the in-memory pipe.
@@ -37,6 +38,9 @@ pub enum StartError {
     /// An address could not be bound.
     #[error("{0}")]
     Listen(io::Error),
+    /// The files of TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] FileError),
     /// The pod list could not be read.
     #[error(transparent)]
     Pods(#[from] PodListError),
@@ -77,6 +81,7 @@ impl Agent {
         };
         let grpc = bind("gRPC", config.listen)?;
         let metrics = bind("metrics", config.metrics_listen)?;
+        let tls = config.tls.clone().map(ServerTls::load).transpose()?;
         let tasks = Tasks::default();
         let pods = pod_source(&config, &tasks)?;
         let peers = peer_source(&config, &tasks);
@@ -119,7 +124,7 @@ impl Agent {
         };
         let (grpc_addr, metrics_addr) = (address(&grpc), address(&metrics));
         if let Some(listener) = grpc {
-            let server = api_server::serve_tcp(api.clone(), listener, tasks.token())
+            let server = tcp_server::serve(api.clone(), listener, tls, tasks.token())
                 .map_err(StartError::Listen)?;
             tasks.spawn("grpc", server);
         }

@@ -1,6 +1,6 @@
-//! `orb8.OrbitService`: over TCP for others, over in-memory pipes for the process itself.
+//! `orb8.OrbitService`, and its server for the process itself, over in-memory pipes.
 
-use std::{future::Future, io, sync::Arc, time::SystemTime};
+use std::{io, sync::Arc, time::SystemTime};
 
 use futures_util::stream::BoxStream;
 use orb8_proto::{
@@ -9,13 +9,11 @@ use orb8_proto::{
     SyscallProfileResponse, SyscallQuery, SyscallResponse, event,
     orbit_service_server::{OrbitService, OrbitServiceServer},
 };
+use orb8_transport::Limits;
 use tokio::{io::DuplexStream, sync::mpsc, time::Instant};
-use tokio_stream::{
-    StreamExt as _,
-    wrappers::{ReceiverStream, TcpListenerStream},
-};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Request, Response, Status};
 
 use crate::{
     config::Config,
@@ -281,23 +279,6 @@ impl Api {
     }
 }
 
-/// Serves `api` on a bound socket until `token` says stop.
-pub(crate) fn serve_tcp(
-    api: Api,
-    listener: std::net::TcpListener,
-    token: CancellationToken,
-) -> io::Result<impl Future<Output = ()> + Send> {
-    let incoming = TcpListenerStream::new(tokio::net::TcpListener::from_std(listener)?);
-    Ok(async move {
-        let server = server().add_service(OrbitServiceServer::new(api));
-        if let Err(error) =
-            server.serve_with_incoming_shutdown(incoming, token.cancelled_owned()).await
-        {
-            tracing::error!("gRPC: {error}");
-        }
-    })
-}
-
 /// Serves `api` on pipes of this process until `token` says stop.
 pub(crate) async fn serve_pipes(
     api: Api,
@@ -305,20 +286,11 @@ pub(crate) async fn serve_pipes(
     token: CancellationToken,
 ) {
     let incoming = ReceiverStream::new(pipes).map(Ok::<_, io::Error>);
-    let server = server().add_service(OrbitServiceServer::new(api));
+    let server = Limits::default().server().add_service(OrbitServiceServer::new(api));
     if let Err(error) = server.serve_with_incoming_shutdown(incoming, token.cancelled_owned()).await
     {
         tracing::error!("gRPC over a pipe: {error}");
     }
-}
-
-/// A client that hangs holds one stream, not the server.
-fn server() -> Server {
-    Server::builder()
-        .concurrency_limit_per_connection(64)
-        .max_concurrent_streams(256)
-        .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
-        .http2_keepalive_timeout(Some(std::time::Duration::from_secs(10)))
 }
 
 fn unix_ns(time: SystemTime) -> i64 {

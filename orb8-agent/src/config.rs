@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use orb8_transport::ServerFiles;
 use serde::Deserialize;
 
 use crate::{
@@ -56,6 +57,16 @@ pub struct RawConfig {
     /// Address of /metrics, /healthz and /readyz [default: 127.0.0.1:9091]
     #[arg(long, env = "ORB8_METRICS_LISTEN", value_name = "ADDR:PORT")]
     pub metrics_listen: Option<String>,
+    /// Certificate to serve gRPC over TLS with, and its chain (PEM); read again when it changes
+    #[arg(long, env = "ORB8_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of that certificate (PEM)
+    #[arg(long, env = "ORB8_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// CA certificates that those of clients have to come from (PEM): without one of theirs, nobody
+    /// is let in
+    #[arg(long, env = "ORB8_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
     /// Allow plain text on addresses that are not loopback
     #[arg(long, env = "ORB8_INSECURE")]
     pub insecure: bool,
@@ -150,6 +161,8 @@ pub struct Config {
     pub node_name: String,
     /// Where gRPC is served; `None`: only over [`crate::Agent::channel`].
     pub listen: Option<SocketAddr>,
+    /// What gRPC is served over TLS with; `None`: in plain text.
+    pub tls: Option<ServerFiles>,
     /// Where metrics and health are served; `None`: nowhere.
     pub metrics_listen: Option<SocketAddr>,
     /// Which of [`signals::NAMES`] run.
@@ -216,6 +229,7 @@ impl RawConfig {
         }
         let kubernetes = self.kubernetes_source(running_as_pod(), &mut problems);
         let peers = self.peer_scope(kubernetes.is_some(), &mut problems);
+        let tls = self.tls(&mut problems);
         let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let config = Config {
             node_name: self.node_name.clone().unwrap_or_else(host_name),
@@ -223,12 +237,15 @@ impl RawConfig {
                 "listen",
                 self.listen.as_deref(),
                 loopback(DEFAULT_GRPC_PORT),
+                Some(tls.is_some()),
                 &mut problems,
             )),
+            tls,
             metrics_listen: Some(self.address(
                 "metrics-listen",
                 self.metrics_listen.as_deref(),
                 loopback(DEFAULT_METRICS_PORT),
+                None,
                 &mut problems,
             )),
             signals: signals(&self.signals, &mut problems),
@@ -287,6 +304,9 @@ impl RawConfig {
         fill(&mut self.node_name, file.node_name);
         fill(&mut self.listen, file.listen);
         fill(&mut self.metrics_listen, file.metrics_listen);
+        fill(&mut self.tls_cert, file.tls_cert);
+        fill(&mut self.tls_key, file.tls_key);
+        fill(&mut self.tls_client_ca, file.tls_client_ca);
         fill(&mut self.tc_attach, file.tc_attach);
         fill(&mut self.ring_buffer_size, file.ring_buffer_size);
         fill(&mut self.flow_table_size, file.flow_table_size);
@@ -310,20 +330,34 @@ impl RawConfig {
         }
     }
 
+    fn tls(&self, problems: &mut Vec<String>) -> Option<ServerFiles> {
+        let (certificate, key) = (self.tls_cert.clone(), self.tls_key.clone());
+        ServerFiles::from_options("tls", certificate, key, self.tls_client_ca.clone())
+            .unwrap_or_else(|error| {
+                problems.push(error.to_string());
+                None
+            })
+    }
+
+    /// An address, and `encrypted`: whether TLS is spoken there; `None` where it never is.
     fn address(
         &self,
         name: &str,
         written: Option<&str>,
         default: SocketAddr,
+        encrypted: Option<bool>,
         problems: &mut Vec<String>,
     ) -> SocketAddr {
         let Some(written) = written else { return default };
+        let safe = self.insecure || encrypted == Some(true);
         match written.parse::<SocketAddr>() {
-            Ok(address) if address.ip().is_loopback() || self.insecure => address,
+            Ok(address) if address.ip().is_loopback() || safe => address,
             Ok(address) => {
+                let by_tls =
+                    if encrypted.is_some() { "give --tls-cert and --tls-key, " } else { "" };
                 problems.push(format!(
                     "{name}: {address} is not a loopback address and would be served in plain \
-                     text; listen on 127.0.0.1 or [::1], or say --insecure"
+                     text; listen on 127.0.0.1 or [::1], {by_tls}or say --insecure"
                 ));
                 address
             }

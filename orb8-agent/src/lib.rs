@@ -20,6 +20,7 @@ mod query;
 pub mod signals;
 pub mod status;
 pub mod tasks;
+mod tcp_server;
 mod usage;
 
 pub use agent::{Agent, StartError, StopReport};

@@ -7,10 +7,11 @@ use clap::{
     builder::{NonEmptyStringValueParser, RangedU64ValueParser},
 };
 use clap_complete::Shell;
+use orb8_transport::{Address, ClientArgs};
 
 use crate::{
     output::{Color, Format},
-    target::{Mode, ServerAddress},
+    target::Mode,
 };
 
 const EXIT_CODES: &str = "\
@@ -68,15 +69,18 @@ pub(crate) struct Global {
     /// Whom to ask [default: cluster if there is a server address, else standalone]
     #[arg(long, global = true, value_enum)]
     pub mode: Option<Mode>,
-    /// Address of a running agent [env: ORB8_SERVER]
+    /// Address of a running agent, with http:// or https:// before it or neither: then TLS is
+    /// spoken if one of its options is given [env: ORB8_SERVER]
     #[arg(long, global = true, value_name = "HOST:PORT")]
-    pub server: Option<ServerAddress>,
+    pub server: Option<Address>,
     /// Write nothing but errors to standard error
     #[arg(short, long, global = true)]
     pub quiet: bool,
     /// When to colour
     #[arg(long, global = true, value_enum, default_value_t)]
     pub color: Color,
+    #[command(flatten)]
+    pub connection: ClientArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,8 +4,9 @@ use std::{future::Future, time::Duration};
 
 use anyhow::{Context, anyhow};
 use orb8_proto::orbit_service_client::OrbitServiceClient;
+use orb8_transport::{Address, BearerToken, ClientArgs, Limits, Scheme, broken_by};
 use tokio::time::timeout;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{
     args::Cli,
@@ -13,23 +14,22 @@ use crate::{
     interrupt::{self, Interrupt},
     notes::Notes,
     standalone::{LocalAgent, Purpose, Setup},
-    target::{SERVER_ENV, ServerAddress, Target},
+    target::{SERVER_ENV, Target},
 };
 
-/// For a TCP connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For the answer to one question, and for the start of a stream.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A silent peer is probed this often, and given up after as long again without an answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// For an agent of our own to end in an orderly way.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// An answer can hold every flow that an agent keeps; tonic's own limit of 4 MiB is too small.
-const LARGEST_ANSWER: usize = 256 << 20;
+
+/// What speaks to an agent or server, with a token where there is one.
+pub(crate) type Client = OrbitServiceClient<InterceptedService<Channel, BearerToken>>;
 
 /// A connection, and the agent behind it if that is ours.
 pub(crate) struct Session {
-    pub client: OrbitServiceClient<Channel>,
+    pub client: Client,
     pub interrupt: Interrupt,
     local: Option<LocalAgent>,
     /// How to call the other side in messages.
@@ -61,6 +61,7 @@ impl Session {
     /// When there is nobody to talk to; for an agent of our own with what is missing.
     pub(crate) async fn open(
         target: &Target,
+        connection: &ClientArgs,
         agent: &dyn Setup,
         purpose: Purpose,
         notes: &Notes,
@@ -69,10 +70,13 @@ impl Session {
         let mut interrupt = interrupt::listen()?;
         let opening = async {
             let opened = match target {
-                Target::Server { address, .. } => (connect(address).await?, None),
+                Target::Server { address, .. } => {
+                    let (channel, token) = connect(address, connection).await?;
+                    (channel, token, None)
+                }
                 Target::Standalone { .. } => {
                     let (local, channel) = LocalAgent::start(agent, purpose, notes).await?;
-                    (channel, Some(local))
+                    (channel, BearerToken::none(), Some(local))
                 }
             };
             Ok::<_, Failure>(opened)
@@ -81,13 +85,14 @@ impl Session {
             Target::Server { address, .. } => format!("the agent at {address}"),
             Target::Standalone { .. } => String::from("the agent in this process"),
         };
-        let (channel, local) = tokio::select! {
+        let (channel, token, local) = tokio::select! {
             opened = opening => opened?,
             () = interrupt.requested() => {
                 return Err(anyhow!("interrupted before the agent was ready").into());
             }
         };
-        let client = OrbitServiceClient::new(channel).max_decoding_message_size(LARGEST_ANSWER);
+        let client = OrbitServiceClient::with_interceptor(channel, token)
+            .max_decoding_message_size(limits().answer_bytes);
         Ok(Session { client, interrupt, local, peer })
     }
 
@@ -119,16 +124,24 @@ pub(crate) async fn stop(local: LocalAgent, notes: &Notes) {
     }
 }
 
-async fn connect(address: &ServerAddress) -> anyhow::Result<Channel> {
-    address
-        .endpoint()?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true)
-        .connect()
-        .await
-        .with_context(|| format!("cannot reach an agent at {address}"))
+fn limits() -> Limits {
+    Limits { keepalive_interval: KEEP_ALIVE, keepalive_time: KEEP_ALIVE, ..Limits::default() }
+}
+
+async fn connect(
+    address: &Address,
+    connection: &ClientArgs,
+) -> Result<(Channel, BearerToken), Failure> {
+    let usage = |error: &dyn std::error::Error| Failure::Usage(error.to_string());
+    let https = address.scheme() == Some(Scheme::Https);
+    let connector = connection.connector(https, limits()).map_err(|error| usage(&error))?;
+    let token = connection.token().map_err(|error| usage(&error))?;
+    if token.is_some() {
+        connector.may_send_secrets(address).map_err(|error| usage(&error))?;
+    }
+    let channel = connector.connect(address).await;
+    let channel = channel.with_context(|| format!("cannot reach an agent at {address}"))?;
+    Ok((channel, token))
 }
 
 /// Waits for an answer, but not for ever.
@@ -157,6 +170,9 @@ pub(crate) fn status_text(peer: &str, status: &Status) -> String {
             status.message().to_owned()
         }
         Code::Unimplemented => format!("{peer} is too old for this: it does not know the request"),
-        code => format!("{peer}: {} ({code:?})", status.message()),
+        code => {
+            let broken = broken_by(status);
+            format!("{peer}: {} ({code:?})", broken.as_deref().unwrap_or(status.message()))
+        }
     }
 }

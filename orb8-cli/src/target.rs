@@ -3,7 +3,7 @@
 use std::fmt;
 
 use clap::ValueEnum;
-use tonic::transport::{Endpoint, Uri};
+use orb8_transport::Address;
 
 /// The environment variable that stands in for `--server`.
 pub(crate) const SERVER_ENV: &str = "ORB8_SERVER";
@@ -22,7 +22,7 @@ pub(crate) enum Mode {
 pub(crate) enum Target {
     /// An agent at an address.
     Server {
-        address: ServerAddress,
+        address: Address,
         /// Whether the address came from the environment.
         from_environment: bool,
     },
@@ -40,7 +40,7 @@ impl Target {
     /// With a message for the user, when they contradict each other.
     pub(crate) fn resolve(
         mode: Option<Mode>,
-        server: Option<&ServerAddress>,
+        server: Option<&Address>,
         environment: Option<&str>,
     ) -> Result<Target, String> {
         match (mode, server, environment.filter(|value| !value.is_empty())) {
@@ -81,45 +81,11 @@ impl fmt::Display for Target {
     }
 }
 
-/// `HOST:PORT`, IPv6 addresses in brackets, with an optional `http://` before it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ServerAddress(String);
-
-impl ServerAddress {
-    /// As tonic wants it.
-    ///
-    /// # Errors
-    /// Never for an address that was parsed; the type system does not know that.
-    pub(crate) fn endpoint(&self) -> Result<Endpoint, tonic::transport::Error> {
-        Endpoint::from_shared(format!("http://{}", self.0))
-    }
-}
-
-impl std::str::FromStr for ServerAddress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("expected HOST:PORT, like node-1:9090 or [::1]:9090, not {text:?}");
-        let authority = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
-        let uri: Uri = format!("http://{authority}").parse().map_err(|_| wrong())?;
-        let whole = uri.authority().is_some_and(|parsed| parsed.as_str() == authority);
-        let port = uri.port_u16().is_some_and(|port| port != 0);
-        let host = uri.host().is_some_and(|host| !host.is_empty()) && !authority.contains('@');
-        if whole && port && host { Ok(ServerAddress(authority.to_owned())) } else { Err(wrong()) }
-    }
-}
-
-impl fmt::Display for ServerAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn address(text: &str) -> ServerAddress {
+    fn address(text: &str) -> Address {
         text.parse().unwrap()
     }
 
@@ -154,17 +120,5 @@ mod tests {
         assert!(error.contains("needs a server address"), "{error}");
         let error = Target::resolve(None, None, Some("nonsense")).unwrap_err();
         assert!(error.contains("ORB8_SERVER") && error.contains("nonsense"), "{error}");
-    }
-
-    #[test]
-    fn addresses_are_a_host_and_a_port_and_nothing_else() {
-        for good in ["node-1:9090", "10.0.0.1:1", "[::1]:9090", "http://node:9090/"] {
-            assert!(good.parse::<ServerAddress>().is_ok(), "{good}");
-        }
-        for bad in
-            ["", "node", ":9090", "node:0", "node:99999", "::1:9090", "a b:1", "u@h:1", "h:1/x"]
-        {
-            assert!(bad.parse::<ServerAddress>().is_err(), "{bad}");
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Options that programs share.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use crate::{
     bearer::BearerToken,
@@ -9,6 +9,28 @@ use crate::{
     error::FileError,
     limits::Limits,
 };
+
+/// A word that is not written to logs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(word: String) -> Self {
+        Self(word)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
 
 /// How a client reaches servers. Without any of them, `https://` trusts the system's CAs, and an
 /// address that says nothing is spoken to in plain text.
@@ -39,7 +61,7 @@ pub struct ClientArgs {
         hide_env_values = true,
         conflicts_with = "token_file"
     )]
-    pub token: Option<String>,
+    pub token: Option<Secret>,
     /// Send a token in plain text as well
     #[arg(long, global = true, env = "ORB8_INSECURE")]
     pub insecure: bool,
@@ -69,7 +91,7 @@ impl ClientArgs {
     /// When there is no token where one was promised.
     pub fn token(&self) -> Result<BearerToken, FileError> {
         let file = self.token_file.clone().filter(|path| !path.as_os_str().is_empty());
-        match (self.token.as_deref().filter(|token| !token.is_empty()), file) {
+        match (self.token.as_ref().map(Secret::reveal).filter(|token| !token.is_empty()), file) {
             (Some(token), _) => BearerToken::word(token),
             (None, Some(path)) => BearerToken::file(path),
             (None, None) => Ok(BearerToken::none()),

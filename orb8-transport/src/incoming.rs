@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    future::Future,
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
@@ -14,7 +13,7 @@ use futures_util::Stream;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::{AbortHandle, Id, JoinError, JoinSet},
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Interval, interval, sleep},
 };
 
 use crate::{
@@ -53,6 +52,7 @@ pub fn incoming(listener: TcpListener, tls: Option<ServerTls>, limits: &Limits) 
         handshakes: JoinSet::new(),
         pending: HashMap::new(),
         accepted: 0,
+        files: interval(CHECK_INTERVAL),
         port: port.clone(),
     };
     let stream = futures_util::stream::unfold(acceptor, |mut acceptor| async move {
@@ -85,6 +85,7 @@ struct Acceptor {
     handshakes: JoinSet<Shaken>,
     pending: HashMap<Id, Pending>,
     accepted: u64,
+    files: Interval,
     port: Port,
 }
 
@@ -101,8 +102,6 @@ type Shaken = (SocketAddr, Result<(Io, Peer), Refusal>);
 
 impl Acceptor {
     async fn next(&mut self) -> Connection {
-        let mut files = interval(CHECK_INTERVAL);
-        files.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {
@@ -117,7 +116,7 @@ impl Acceptor {
                         return connection;
                     }
                 }
-                _ = files.tick() => look_at(self.tls.as_ref()),
+                _ = self.files.tick() => look_at(self.tls.as_ref()),
             }
         }
     }
@@ -187,13 +186,12 @@ impl Acceptor {
     }
 }
 
-/// Reading files may take its time, so it is done elsewhere; one look at a time, as the next is
-/// only due some time after.
+/// Elsewhere, for reading files may take its time.
 fn look_at(tls: Option<&ServerTls>) {
     if let Some(tls) = tls.cloned() {
-        let look: Pin<Box<dyn Future<Output = ()> + Send>> =
-            Box::pin(async move { tls.refresh(CHECK_INTERVAL).await });
-        tokio::spawn(look);
+        // Several ports may share the files; half the interval tells their looks from the last one
+        // of this port.
+        tokio::spawn(async move { tls.refresh(CHECK_INTERVAL / 2).await });
     }
 }
 

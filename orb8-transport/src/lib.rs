@@ -54,7 +54,7 @@ mod server_tls;
 mod services;
 
 pub use address::{Address, Scheme};
-pub use args::ClientArgs;
+pub use args::{ClientArgs, Secret};
 pub use bearer::BearerToken;
 pub use certificate::Identity;
 pub use client_tls::{ClientFiles, ClientTls};

@@ -6,7 +6,10 @@ use std::{
     io::{self, Read},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -46,6 +49,8 @@ pub(crate) struct Reloading<T> {
     sources: Vec<Source>,
     build: Box<Build<T>>,
     hasher: RandomState,
+    /// Whether a look is under way: on a file system that hangs, looks are not to pile up.
+    looking: AtomicBool,
     inner: Mutex<Inner<T>>,
 }
 
@@ -79,7 +84,13 @@ impl<T> Reloading<T> {
             told: false,
             state: FileState { loaded: SystemTime::now(), reloads: 0, problem: None },
         };
-        Ok(Self { sources, build: Box::new(build), hasher, inner: Mutex::new(inner) })
+        Ok(Self {
+            sources,
+            build: Box::new(build),
+            hasher,
+            looking: AtomicBool::new(false),
+            inner: Mutex::new(inner),
+        })
     }
 
     /// The value in use.
@@ -156,13 +167,18 @@ impl<T> Reloading<T> {
 }
 
 impl<T: Send + Sync + 'static> Reloading<T> {
-    /// [`Reloading::check`] off the runtime's threads, if the last one is `age` ago or more.
+    /// [`Reloading::check`] off the runtime's threads, if the last one is `age` ago or more and over.
     pub(crate) async fn refresh(self: &Arc<Self>, age: Duration) {
-        if self.due(age) {
-            let files = Arc::clone(self);
-            // A check that panicked or was cut off by the runtime's end changed nothing.
-            let _ended = tokio::task::spawn_blocking(move || files.check()).await;
+        if !self.due(age) || self.looking.swap(true, Ordering::AcqRel) {
+            return;
         }
+        let files = Arc::clone(self);
+        let look = tokio::task::spawn_blocking(move || {
+            files.check();
+            files.looking.store(false, Ordering::Release);
+        });
+        // One that was cut off by the runtime's end changed nothing.
+        let _ended = look.await;
     }
 }
 

@@ -47,6 +47,24 @@ fn plain_text_beyond_loopback_must_be_asked_for() {
 }
 
 #[test]
+fn tls_opens_the_grpc_port_beyond_loopback_and_only_that() {
+    let raw = |metrics_listen: Option<&str>| RawConfig {
+        listen: Some("0.0.0.0:9090".into()),
+        metrics_listen: metrics_listen.map(Into::into),
+        tls_cert: Some("/tls.crt".into()),
+        tls_key: Some("/tls.key".into()),
+        ..RawConfig::default()
+    };
+    let config = raw(None).resolve().unwrap();
+    assert_eq!(config.listen, Some(([0, 0, 0, 0], 9090).into()));
+    assert_eq!(config.tls.unwrap().certificate, Path::new("/tls.crt"));
+    let said = errors(raw(Some("0.0.0.0:9091")));
+    assert!(said.starts_with("metrics-listen:") && said.contains("--insecure"), "{said}");
+    let half = RawConfig { tls_key: None, ..raw(None) };
+    assert!(errors(half).contains("--tls-key is missing"));
+}
+
+#[test]
 fn a_flag_beats_the_file_and_an_unknown_key_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("orb8.yaml");

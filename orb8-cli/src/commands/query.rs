@@ -7,9 +7,9 @@ use std::{
 
 use orb8_proto::{
     Coverage, FlowQuery, FlowSort, NodeStatus, PodQuery, PodSort, StatusRequest, SyscallQuery,
-    SyscallSort, orbit_service_client::OrbitServiceClient,
+    SyscallSort,
 };
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 use super::{filter_text, interface_filter, look, no_interface_filter};
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         Cli, FlowOrder, PodOrder, QueryFlowsArgs, QueryPodsArgs, QuerySyscallsArgs, SyscallOrder,
         WindowArgs,
     },
-    client::{Session, answer},
+    client::{Client, Session, answer},
     exit::{Exit, Failure},
     node_notes::NodeNotes,
     notes::Notes,
@@ -56,7 +56,7 @@ pub(super) async fn flows(
         interface: interface.clone(),
         ..FlowQuery::default()
     };
-    let ask = async |client: &mut OrbitServiceClient<Channel>, start_time_ns| {
+    let ask = async |client: &mut Client, start_time_ns| {
         query.start_time_ns = start_time_ns;
         let response = client.query_flows(query).await?.into_inner();
         Ok((response.flows, response.coverage))
@@ -81,7 +81,7 @@ pub(super) async fn pods(cli: &Cli, args: &QueryPodsArgs, notes: &Notes) -> Resu
         .into(),
         ..PodQuery::default()
     };
-    let ask = async |client: &mut OrbitServiceClient<Channel>, start_time_ns| {
+    let ask = async |client: &mut Client, start_time_ns| {
         query.start_time_ns = start_time_ns;
         let response = client.query_pods(query).await?.into_inner();
         Ok((response.pods, response.coverage))
@@ -111,7 +111,7 @@ pub(super) async fn syscalls(
         .into(),
         ..SyscallQuery::default()
     };
-    let ask = async |client: &mut OrbitServiceClient<Channel>, start_time_ns| {
+    let ask = async |client: &mut Client, start_time_ns| {
         query.start_time_ns = start_time_ns;
         let response = client.query_syscalls(query).await?.into_inner();
         let covered = response.coverage.as_ref().map_or(0, |c| c.end_time_ns - c.start_time_ns);
@@ -168,13 +168,16 @@ impl<'a> Question<'a> {
         self,
         columns: Columns<T>,
         interface: &str,
-        ask: impl AsyncFnOnce(
-            &mut OrbitServiceClient<Channel>,
-            Option<i64>,
-        ) -> Result<(Vec<T>, Option<Coverage>), Status>,
+        ask: impl AsyncFnOnce(&mut Client, Option<i64>) -> Result<(Vec<T>, Option<Coverage>), Status>,
     ) -> Result<Exit, Failure> {
-        let mut session =
-            Session::open(&self.target, self.setup, Purpose::Watch, self.notes).await?;
+        let mut session = Session::open(
+            &self.target,
+            &self.cli.global.connection,
+            self.setup,
+            Purpose::Watch,
+            self.notes,
+        )
+        .await?;
         let result = async {
             self.watch(&mut session).await?;
             let start = self.args.since.map(since_epoch_ns);

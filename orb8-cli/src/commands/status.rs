@@ -26,7 +26,9 @@ use crate::{
 pub(super) async fn run(cli: &Cli, args: &StatusArgs, notes: &Notes) -> Result<Exit, Failure> {
     let target = Session::target(cli, &args.agent)?;
     no_interface_filter(&target, &args.agent.interface, "status")?;
-    let session = Session::open(&target, &args.agent, Purpose::Preflight, notes).await?;
+    let session =
+        Session::open(&target, &cli.global.connection, &args.agent, Purpose::Preflight, notes)
+            .await?;
     let mut client = session.client.clone();
     let call = async { Ok(client.get_agent_status(StatusRequest {}).await?.into_inner()) };
     let result = answer(&session.peer, call).await;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use orb8_proto::{Event, LossReport, StreamRequest, event::Event as Kind};
+use orb8_transport::ClientArgs;
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep_until},
@@ -65,7 +66,7 @@ pub(super) async fn network(
         Some(1) => String::from("no packet was seen on the attached interface"),
         Some(many) => format!("no packet was seen on the {many} attached interfaces"),
     };
-    follower.trace(&target, &args.agent, request, args.duration, &filter).await
+    follower.trace(&cli.global.connection, &target, &args.agent, request, args.duration, &filter).await
 }
 
 pub(super) async fn syscall(
@@ -89,7 +90,7 @@ pub(super) async fn syscall(
         _ => None,
     };
     follower.nothing = |_| String::from("no call that is told was made");
-    follower.trace(&target, &args.agent, request, args.duration, &filter).await
+    follower.trace(&cli.global.connection, &target, &args.agent, request, args.duration, &filter).await
 }
 
 fn request(signal: &str, filter: &FilterArgs, duration: Option<Duration>) -> StreamRequest {
@@ -128,13 +129,15 @@ impl<'n, T> Follower<'n, T> {
 
     async fn trace(
         mut self,
+        connection: &ClientArgs,
         target: &Target,
         setup: &dyn Setup,
         request: StreamRequest,
         duration: Option<Duration>,
         filter: &str,
     ) -> Result<Exit, Failure> {
-        let mut session = Session::open(target, setup, Purpose::Watch, self.notes).await?;
+        let mut session = 
+            Session::open(target, connection, setup, Purpose::Watch, self.notes).await?;
         let result = self.follow(&mut session, request, duration).await;
         let peer = session.peer.clone();
         session.close(self.notes).await;
