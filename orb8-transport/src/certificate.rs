@@ -81,8 +81,9 @@ impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let alternative = self.dns_names.first().or(self.uris.first());
         match self.common_name.as_ref().or(alternative) {
-            Some(name) => f.write_str(name),
-            None => f.write_str(&self.subject),
+            // Escaped, as it goes to logs: a CA may have signed anything.
+            Some(name) => write!(f, "{}", name.escape_debug()),
+            None => write!(f, "{}", self.subject.escape_debug()),
         }
     }
 }

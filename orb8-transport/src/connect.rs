@@ -15,7 +15,7 @@ use crate::{
     address::{Address, Scheme},
     client_io::ClientIo,
     client_tls::ClientTls,
-    connect_error::ConnectError,
+    connect_error::{ConnectError, cause},
     limits::Limits,
 };
 
@@ -104,7 +104,11 @@ impl Connector {
                 }
             }
         });
-        Ok(endpoint.connect_with_connector_lazy(connector))
+        // HTTP/2 begins at once, used or not: servers do not wait for it for long.
+        endpoint.connect_with_connector(connector).await.map_err(|error| ConnectError::Http2 {
+            address: address.to_string(),
+            reason: cause(&error),
+        })
     }
 
     fn way(&self, address: &Address) -> Result<(Endpoint, Way), ConnectError> {
@@ -127,19 +131,16 @@ struct Way {
 
 impl Way {
     async fn go(self) -> Result<TokioIo<ClientIo>, ConnectError> {
-        let address = self.address.authority();
         let deadline = Instant::now() + self.time;
         let steps = async {
-            let tcp = tcp(&self.address, deadline).await?;
+            let tcp = self.tcp(deadline).await?;
             let io = match &self.tls {
                 None => ClientIo::plain(tcp),
                 Some(tls) => ClientIo::tls(self.encrypt(tls, tcp).await?),
             };
             Ok(TokioIo::new(io))
         };
-        timeout_at(deadline, steps).await.unwrap_or_else(|_| {
-            Err(ConnectError::TimedOut { address: address.into(), time: self.time })
-        })
+        timeout_at(deadline, steps).await.unwrap_or_else(|_| Err(self.timed_out()))
     }
 
     async fn encrypt(
@@ -164,30 +165,31 @@ impl Way {
         }
         Ok(Box::new(stream))
     }
-}
 
-/// Tries the host's addresses in their order, each with an equal share of the time that is left, so
-/// that one that swallows packets does not keep us from the next.
-async fn tcp(address: &Address, deadline: Instant) -> Result<TcpStream, ConnectError> {
-    let authority = address.authority();
-    let dns = |source| ConnectError::Dns { host: address.host().to_owned(), source };
-    let found: Vec<_> = lookup_host(authority).await.map_err(dns)?.collect();
-    let mut last = None;
-    for (at, one) in found.iter().enumerate() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let share = left / u32::try_from(found.len() - at).unwrap_or(u32::MAX);
-        match timeout(share, TcpStream::connect(one)).await {
-            Ok(Ok(tcp)) => {
-                // Small frames are not to wait for the acknowledgement of those before.
-                let _without = tcp.set_nodelay(true);
-                return Ok(tcp);
-            }
-            Ok(Err(error)) => last = Some(ConnectError::tcp(authority, error)),
-            Err(_) => {
-                let timed_out = io::ErrorKind::TimedOut.into();
-                last = Some(ConnectError::tcp(authority, timed_out));
+    /// Tries the host's addresses in their order, each with an equal share of the time that is left,
+    /// so that one that swallows packets does not keep us from the next.
+    async fn tcp(&self, deadline: Instant) -> Result<TcpStream, ConnectError> {
+        let address = self.address.authority();
+        let dns = |source| ConnectError::Dns { host: self.address.host().to_owned(), source };
+        let found: Vec<_> = lookup_host(address).await.map_err(dns)?.collect();
+        let mut last = None;
+        for (at, one) in found.iter().enumerate() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / u32::try_from(found.len() - at).unwrap_or(u32::MAX);
+            match timeout(share, TcpStream::connect(one)).await {
+                Ok(Ok(tcp)) => {
+                    // Small frames are not to wait for the acknowledgement of those before.
+                    let _without = tcp.set_nodelay(true);
+                    return Ok(tcp);
+                }
+                Ok(Err(error)) => last = Some(ConnectError::tcp(address, error)),
+                Err(_) => last = Some(self.timed_out()),
             }
         }
+        Err(last.unwrap_or_else(|| dns(io::Error::other("no address"))))
     }
-    Err(last.unwrap_or_else(|| dns(io::Error::other("no address"))))
+
+    fn timed_out(&self) -> ConnectError {
+        ConnectError::TimedOut { address: self.address.authority().into(), time: self.time }
+    }
 }

@@ -144,7 +144,8 @@ async fn encrypted(
     match preface(&mut tls).await {
         Ok(()) => Ok((Io::Tls(tls), Peer { remote, tls: true, identity })),
         Err(refusal) => {
-            let (_gone, _late) = (tls.shutdown().await, ());
+            // For the client to know the end from a broken line; whoever is gone needs neither.
+            let _gone = tls.shutdown().await;
             Err(refusal)
         }
     }

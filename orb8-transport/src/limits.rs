@@ -30,9 +30,10 @@ pub struct Limits {
     pub keepalive_interval: Duration,
     /// Without an answer to a probe for this long, the connection is given up with its streams.
     pub keepalive_time: Duration,
-    /// A connection this old takes no more requests, its streams go on to their end, and clients
-    /// open another: which is when certificates that were changed meanwhile count.
-    pub connection_age: Duration,
+    /// A connection this old takes no more requests, and its streams go on to their end: which is
+    /// when certificates that were changed meanwhile count. `None`: connections last. A client may
+    /// see a request fail that it makes just then, and tonic's does not make it again.
+    pub connection_age: Option<Duration>,
     /// For a client to resolve a name, connect and have TLS.
     pub connect_time: Duration,
 }
@@ -50,7 +51,7 @@ impl Default for Limits {
             answer_bytes: 256 << 20,
             keepalive_interval: Duration::from_secs(20),
             keepalive_time: Duration::from_secs(10),
-            connection_age: Duration::from_secs(30 * 60),
+            connection_age: None,
             connect_time: Duration::from_secs(5),
         }
     }
@@ -61,13 +62,16 @@ impl Limits {
     /// `OrbitServiceServer::new(api).max_decoding_message_size(limits.request_bytes)`; those on
     /// connections are [`crate::incoming()`]'s.
     pub fn server(&self) -> Server {
-        Server::builder()
+        let server = Server::builder()
             .concurrency_limit_per_connection(self.requests_per_connection)
             .max_concurrent_streams(self.streams_per_connection)
             .http2_keepalive_interval(Some(self.keepalive_interval))
             .http2_keepalive_timeout(Some(self.keepalive_time))
-            .http2_max_header_list_size(self.header_bytes)
-            .max_connection_age(self.connection_age)
+            .http2_max_header_list_size(self.header_bytes);
+        match self.connection_age {
+            Some(age) => server.max_connection_age(age),
+            None => server,
+        }
     }
 
     /// `endpoint` under these limits. Messages are limited by the client made of its channel:

@@ -62,7 +62,7 @@ impl AgentProcess {
         let log = dir.path().join("log");
         let script = format!("exec \"$0\" \"$@\" 2>{}", log.display());
         let mut command = ["sh", "-c", &script].map(String::from).to_vec();
-        command.push(binary()?.display().to_string());
+        command.push(binary(NAME)?.display().to_string());
         command.extend(["--node-name".into(), node.name().into()]);
         command.extend([flag.into(), names.display().to_string()]);
         command.extend(arguments.iter().map(ToString::to_string));
@@ -124,8 +124,9 @@ impl AgentProcess {
     }
 }
 
-/// In `$ORB8_BIN_DIR` when that is set, else beside the running executable or one directory above.
-fn binary() -> Result<PathBuf> {
+/// The program `name`: in `$ORB8_BIN_DIR` when that is set, else beside the running executable or one
+/// directory above.
+pub fn binary(name: &str) -> Result<PathBuf> {
     let places = match std::env::var_os("ORB8_BIN_DIR") {
         Some(dir) => vec![PathBuf::from(dir)],
         None => {
@@ -133,6 +134,6 @@ fn binary() -> Result<PathBuf> {
             exe.ancestors().skip(1).take(2).map(PathBuf::from).collect()
         }
     };
-    let found = places.iter().map(|dir| dir.join(NAME)).find(|path| path.is_file());
-    found.with_context(|| format!("no {NAME} in {places:?}: build it with `cargo build -p {NAME}`"))
+    let found = places.iter().map(|dir| dir.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("no {name} in {places:?}: build it with `cargo build --bins`"))
 }

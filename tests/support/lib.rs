@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use anyhow::{Result, ensure};
 use orb8_testkit::Pod;
 
-pub use agent_process::AgentProcess;
+pub use agent_process::{AgentProcess, binary};
 pub use classifier::{Classifier, DROPPER, Place};
 pub use client::Client;
 pub use containerd::{Containerd, OldGroups, RealPod};

@@ -107,9 +107,12 @@ impl Drop for FakeAgent {
 pub(crate) fn orb8(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_orb8"));
     command.args(arguments).stdin(Stdio::null());
-    for variable in ["ORB8_SERVER", "ORB8_RING_BUFFER_SIZE", "RUST_LOG"] {
-        command.env_remove(variable);
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("ORB8_") {
+            command.env_remove(variable);
+        }
     }
+    command.env_remove("RUST_LOG");
     command
 }
 

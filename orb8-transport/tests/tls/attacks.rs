@@ -152,12 +152,7 @@ async fn noise_on_either_kind_of_port_breaks_nothing_and_leaves_nothing() {
     let ca = Authority::new("ca");
     let files = Files::new();
     let tls = files.server(&ca.issue("localhost"), Some((&ca, ClientAuth::Required)));
-    let limits = Limits {
-        handshake_time: Duration::from_millis(500),
-        keepalive_interval: Duration::from_secs(1),
-        keepalive_time: Duration::from_secs(1),
-        ..Limits::default()
-    };
+    let limits = Limits::default();
     let encrypted = Served::start(Some(tls), limits).await;
     let plain = Served::start(None, limits).await;
     let good = client(&ca, Some(&ca.issue("node-1")));
