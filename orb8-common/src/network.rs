@@ -34,6 +34,9 @@ pub const UNLISTED: u32 = 0;
 /// kernel tells namespaces apart, and not counted where it does not.
 pub const HOST_CGROUPS_SIZE: u32 = 10_000;
 
+/// `max_entries` of `SOCKET_SENT`. Beyond it the kernel forgets whoever was silent longest.
+pub const SOCKET_SENT_SIZE: u32 = 8_192;
+
 /// Key of an IPv4 (or non-IP) flow: one direction of one conversation on one interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -128,6 +131,21 @@ pub struct OverflowKey {
     pub ifindex: u32,
     /// [`key_flags::HOOK_EGRESS`] or 0.
     pub direction: u32,
+}
+
+/// Value of `SOCKET_SENT`, by cgroup: what its sockets sent to other network namespaces while the
+/// agent wanted to know. Counters only grow while the entry lives.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct SocketSent {
+    /// Before fragmentation, in L3 lengths.
+    pub counts: Counts,
+    /// `bpf_ktime_get_boot_ns` of the first packet.
+    pub first_ns: u64,
+    /// `bpf_jiffies64` of the last packet.
+    pub last_jiffies: u64,
 }
 
 macro_rules! last_flow {
@@ -244,6 +262,7 @@ const _: () = {
     assert!(size_of::<Counts>() == 24);
     assert!(size_of::<FlowStats>() == 56);
     assert!(size_of::<OverflowKey>() == 8);
+    assert!(size_of::<SocketSent>() == 40);
     assert!(size_of::<NetworkFlowEvent>() == 112);
     assert!(size_of::<Pulse>() == 24);
 };

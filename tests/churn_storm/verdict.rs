@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use orb8_proto::{Direction, NetworkFlow, PodTraffic};
+use orb8_proto::{Direction, FlowState, NetworkFlow, PodTraffic};
 
 use crate::{
     PORT,
@@ -21,6 +21,10 @@ const LONG_ENOUGH: Duration = Duration::from_millis(50);
 pub(crate) struct Verdict {
     pub(crate) sent: u64,
     pub(crate) heard: u64,
+    /// Of that, before an interface was attached to.
+    pub(crate) early: u64,
+    /// Records that say so.
+    pub(crate) early_containers: usize,
     /// More than they sent, of pods that were heard of.
     pub(crate) to_wrong_pod: u64,
     pub(crate) to_wrong_container: u64,
@@ -35,13 +39,21 @@ pub(crate) struct Verdict {
 
 impl Verdict {
     pub(crate) fn of(truth: &Truth, flows: &[NetworkFlow]) -> Self {
-        let sent = flows
-            .iter()
-            .filter(|f| f.dst_port == u32::from(PORT) && f.direction() == Direction::Egress);
+        // Before the interface was attached to, what a container sent is told without addresses. What is
+        // told then without a container is not the senders' for certain, and does not count.
+        let is_early =
+            |f: &NetworkFlow| f.state() == FlowState::Early && !f.container_id.is_empty();
+        let sent = flows.iter().filter(|f| {
+            f.direction() == Direction::Egress && (f.dst_port == u32::from(PORT) || is_early(f))
+        });
         let (mut by_pod, mut by_container) = (BTreeMap::new(), BTreeMap::new());
         let mut verdict = Self::default();
         for flow in sent {
             verdict.heard += flow.bytes;
+            if is_early(flow) {
+                verdict.early += flow.bytes;
+                verdict.early_containers += 1;
+            }
             if flow.pod_uid.is_empty() {
                 verdict.to_nobody += flow.bytes;
                 continue;
@@ -91,10 +103,12 @@ impl fmt::Display for Verdict {
         }
         write!(
             f,
-            "{} bytes sent, {} heard, {:.4} % attributed; to a wrong pod {}, a wrong container {}, \
+            "{} bytes sent, {} heard ({} early, of {} containers), {:.4} % attributed; to a wrong pod {}, a wrong container {}, \
              nobody {}, no container {}; {} of {} containers missing {missing:?}",
             self.sent,
             self.heard,
+            self.early,
+            self.early_containers,
             self.attributed() * 100.0,
             self.to_wrong_pod,
             self.to_wrong_container,

@@ -44,6 +44,13 @@ impl Link {
         self.kind.as_deref() == Some("veth") && self.peer_nsid.is_some_and(|nsid| nsid >= 0)
     }
 
+    /// Whether nothing differs but what it carried, and whether it is up.
+    #[must_use]
+    pub fn is_like(&self, other: &Self) -> bool {
+        let fixed = |link: &Self| (link.index, link.arphrd, link.peer_index, link.peer_nsid);
+        fixed(self) == fixed(other) && (&self.name, &self.kind) == (&other.name, &other.kind)
+    }
+
     /// Reads RTM_NEWLINK and RTM_DELLINK.
     pub(super) fn parse(body: &[u8]) -> Option<Self> {
         // struct ifinfomsg: family, padding, type (u16), index (i32), flags (u32), change mask

@@ -4,7 +4,10 @@ use std::{io, time::Duration};
 
 use futures_util::{Stream, stream};
 
-use super::{Message, NetlinkError, RouteSocket, links::Link};
+use super::{
+    Message, NetlinkError, RouteSocket,
+    links::{Link, LinkCounters},
+};
 
 /// A change of the interfaces of a namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +20,9 @@ pub enum LinkChange {
         index: u32,
         /// Its last name.
         name: String,
+        /// What it carried. Of a veth, only what it sent: by then it has no other end any more, which
+        /// counts what it received.
+        counters: LinkCounters,
     },
     /// Changes were lost: only a new snapshot tells what is there.
     Resync,
@@ -135,7 +141,10 @@ fn change(message: &Message) -> Option<LinkChange> {
     let link = Link::parse(&message.body)?;
     match message.kind {
         libc::RTM_NEWLINK => Some(LinkChange::Up(link)),
-        libc::RTM_DELLINK => Some(LinkChange::Gone { index: link.index, name: link.name }),
+        libc::RTM_DELLINK => {
+            let Link { index, name, counters, .. } = link;
+            Some(LinkChange::Gone { index, name, counters })
+        }
         _ => None,
     }
 }

@@ -27,6 +27,7 @@ pub(crate) static COLUMNS: &[Column<PodTraffic>] = &[
     column("overflow_packets", "OVERFLOW-PACKETS", Place::Wide, |pod| {
         Value::Number(pod.overflow_packets)
     }),
+    column("early_packets", "EARLY-PACKETS", Place::Wide, |pod| Value::Number(pod.early_packets)),
     column("attributed_by", "ATTRIBUTED-BY", Place::Wide, |pod| {
         enum_name(pod.attributed_by().as_str_name(), "ATTRIBUTED_BY_")
     }),

@@ -152,8 +152,9 @@ pub(super) fn note_life(entry: *mut FlowStats, flags: u8) {
     }
 }
 
+/// Adds; other CPUs may do the same at this moment.
 #[inline(always)]
-fn atomic_add(to: &mut Counts, counts: &Counts) {
+pub(super) fn atomic_add(to: &mut Counts, counts: &Counts) {
     fetch_add(&mut to.packets, counts.packets);
     fetch_add(&mut to.bytes, counts.bytes);
     if counts.extra_segments != 0 {

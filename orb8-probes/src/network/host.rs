@@ -16,12 +16,13 @@ use aya_ebpf::{
 };
 use orb8_common::network::{
     FlowKey4, FlowKey6, FlowStats, HOST_CGROUPS_SIZE, HOST_SOCKETS, UNLISTED, event_reasons,
-    key_flags::MALFORMED,
+    key_flags::{HOOK_EGRESS, MALFORMED},
     tcp_flags::{ACK, FIN, RST, SYN},
 };
 
 use super::{
     account::reasons_of,
+    early,
     flows::{self, Family},
     key::{Key4, Key6},
     parse::{Header, Layer, Packet, Sighting, Visitor, parse},
@@ -60,6 +61,9 @@ pub(crate) fn account(ctx: &SkBuffContext, netns: Netns, direction: u8) {
     let skb = ctx.skb.skb;
     // Most sockets of a node are its pods', and leave here.
     if netns == Netns::Own && !is_own(skb) {
+        if direction == HOOK_EGRESS {
+            early::note_sent(skb);
+        }
         return;
     }
     // SAFETY: the context is a valid skb.
@@ -68,6 +72,7 @@ pub(crate) fn account(ctx: &SkBuffContext, netns: Netns, direction: u8) {
     let account = match (unsafe { HOST_CGROUPS.get(cgroup) }, netns) {
         (Some(account), _) => *account,
         (None, Netns::Own) => UNLISTED,
+        (None, Netns::Any) if direction == HOOK_EGRESS => return early::note_sent(skb),
         (None, Netns::Any) => return,
     };
     let packet = TcContext::new(skb);

@@ -220,6 +220,9 @@ pub struct PodTraffic {
     /// what runs the pod, e.g. "Deployment/web"
     #[prost(string, tag = "16")]
     pub workload: ::prost::alloc::string::String,
+    /// included above, without flow detail: before the probe was attached
+    #[prost(uint64, tag = "17")]
+    pub early_packets: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SyscallQuery {
@@ -872,6 +875,9 @@ pub enum FlowState {
     Ended = 3,
     /// Not one flow: packets of an interface whose flows found no room in the flow table.
     Overflow = 4,
+    /// Not one flow: packets of a pod that passed its interface before the probe was attached to that, as
+    /// the kernel counted them. With `container_id`, they are what the container's sockets sent.
+    Early = 5,
 }
 impl FlowState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -885,6 +891,7 @@ impl FlowState {
             Self::Active => "FLOW_STATE_ACTIVE",
             Self::Ended => "FLOW_STATE_ENDED",
             Self::Overflow => "FLOW_STATE_OVERFLOW",
+            Self::Early => "FLOW_STATE_EARLY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -895,6 +902,7 @@ impl FlowState {
             "FLOW_STATE_ACTIVE" => Some(Self::Active),
             "FLOW_STATE_ENDED" => Some(Self::Ended),
             "FLOW_STATE_OVERFLOW" => Some(Self::Overflow),
+            "FLOW_STATE_EARLY" => Some(Self::Early),
             _ => None,
         }
     }

@@ -1,69 +1,78 @@
-//! Following the node's interfaces: attaching as they come, retiring as they go, finding who is
-//! behind them, and clearing away what a killed run left.
+//! Following the node's interfaces: attaching as they come, retiring as they go.
 
-use std::{
-    collections::HashSet,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 
 use super::{
     NAME, NetworkError,
     attacher::Outcome,
     give::Last,
-    interfaces::{Interface, Serial, Side, wanted},
-    survey::{Found, Sought},
+    interfaces::{Interface, Serial, Side, Wanted},
     task::Task,
 };
 use crate::{
     netlink::{
         NetlinkError,
         addresses::Address,
-        links::{Link, LinkCounters, Links},
-        tc::program_held_by_a_process,
+        links::{Link, Links},
         watch::LinkChange,
     },
     status::State,
 };
 
-/// Surveys of the node's processes are this far apart at least: each reads a link per process.
-const BETWEEN_SURVEYS: Duration = Duration::from_millis(250);
-
-/// How long a question waits for a survey. It takes tens of milliseconds, unless others keep the
-/// kernel busy.
-const WAIT_FOR_SURVEY: Duration = Duration::from_millis(500);
-
-/// Questions to the kernel about interfaces that may take long are this far apart.
-const BETWEEN_BASELINES: Duration = Duration::from_millis(250);
-
 /// Where kube-proxy, in its mode of IPVS, puts the addresses of Services.
 const SERVICES_ONLY: &str = "kube-ipvs0";
 
-/// Moments at which the kernel's and our counters are compared for a start. On an interface that is
-/// never quiet the comparison stays off by what passed in between, and says so.
-const BASELINE_ATTEMPTS: usize = 5;
-
 impl Task {
     pub(super) async fn links_changed(&mut self, change: LinkChange) {
+        let mut changed = Vec::new();
         let mut next = Some(change);
         // A pod that starts announces itself several times.
         while let Some(change) = next {
             match change {
-                LinkChange::Up(link) => drop(self.known_links.insert(link.index, link)),
-                LinkChange::Gone { index, .. } => {
-                    self.known_links.remove(&index);
-                    self.begin_retiring(index);
-                }
-                LinkChange::Resync => match self.links.snapshot().await {
-                    Ok(there) => {
-                        self.known_links = there.into_iter().map(|l| (l.index, l)).collect();
+                LinkChange::Up(link) => changed.extend(self.note_link(link)),
+                LinkChange::Gone { index, counters, .. } => {
+                    if let Some(link) = self.known_links.remove(&index) {
+                        self.note_end(&link, counters);
                     }
-                    Err(error) => tracing::warn!("{error}"),
-                },
+                    self.begin_retiring(index);
+                    changed.push(index);
+                }
+                LinkChange::Resync => {
+                    match self.links.snapshot().await {
+                        Ok(there) => {
+                            self.known_links = there.into_iter().map(|l| (l.index, l)).collect();
+                        }
+                        Err(error) => tracing::warn!("{error}"),
+                    }
+                    self.wanted = None;
+                }
             }
             next = self.link_watch.next_queued();
         }
-        self.reconcile().await;
+        let wanted = self.wanted_now();
+        if self.wanted != Some(wanted) {
+            return self.reconcile().await;
+        }
+        if changed.is_empty() {
+            return;
+        }
+        for index in changed {
+            self.reconcile_one(index).await;
+        }
+        self.report_state();
+    }
+
+    /// Notes what is announced of an interface; answers its index if more than its counters changed.
+    fn note_link(&mut self, mut link: Link) -> Option<u32> {
+        let index = link.index;
+        let known = self.known_links.get(&index);
+        // Until it is followed, what counts is what it had carried when it was first announced.
+        if let Some(known) = known.filter(|_| self.interfaces.serial(index).is_none()) {
+            link.counters = known.counters;
+        }
+        let is_new = known.is_none_or(|known| !known.is_like(&link));
+        self.known_links.insert(index, link);
+        is_new.then_some(index)
     }
 
     pub(super) fn begin_retiring(&mut self, index: u32) {
@@ -93,31 +102,50 @@ impl Task {
         }
     }
 
+    fn wanted_now(&self) -> Wanted {
+        Wanted::among(&self.context.config, self.known_links.values(), &self.default_route)
+    }
+
     /// Attaches to what should be traced and is not; detaches from what is and should not.
     pub(super) async fn reconcile(&mut self) {
-        let there: Vec<Link> = self.known_links.values().cloned().collect();
-        let wanted = wanted(&self.context.config, &there, &self.default_route);
-        let indices: HashSet<u32> = wanted.iter().map(|(link, _)| link.index).collect();
-        let unwanted: Vec<u32> = self
-            .interfaces
-            .attached()
-            .map(|(_, interface)| interface.index)
-            .filter(|index| !indices.contains(index))
-            .collect();
-        for index in unwanted {
-            let ours = self.interfaces.serial(index).and_then(|s| self.interfaces.get(s));
-            let qdisc_is_ours = ours.is_some_and(|i| i.qdisc_is_ours);
-            self.begin_retiring(index);
-            // Its last packets are taken once no more are counted.
+        self.wanted = Some(self.wanted_now());
+        let traced = self.interfaces.all().filter(|(_, i)| i.sockets.is_none() && i.gone.is_none());
+        let mut indices: Vec<u32> = traced.map(|(_, interface)| interface.index).collect();
+        indices.extend(self.known_links.keys());
+        indices.sort_unstable();
+        indices.dedup();
+        for index in indices {
+            self.reconcile_one(index).await;
+        }
+        self.report_state();
+    }
+
+    /// Whose view an interface gives, if it should be traced.
+    pub(super) fn side_of(&self, link: &Link) -> Option<Side> {
+        self.wanted?.side(link, &self.context.config, &self.default_route)
+    }
+
+    async fn reconcile_one(&mut self, index: u32) {
+        let link = self.known_links.get(&index);
+        let side = link.and_then(|link| self.side_of(link));
+        if let Some((link, side)) = link.cloned().zip(side) {
+            return self.attach(&link, side);
+        }
+        let is_there = link.is_some();
+        let traced = self.interfaces.serial(index).filter(|s| !self.retiring.contains(s));
+        let Some(traced) = traced.and_then(|serial| self.interfaces.get(serial)) else { return };
+        let (sockets, qdisc_is_ours) = (traced.sockets.is_some(), traced.qdisc_is_ours);
+        if sockets {
+            return;
+        }
+        self.begin_retiring(index);
+        // Its last packets are taken once no more are counted.
+        if is_there {
             self.attacher.settled().await;
             if qdisc_is_ours {
                 self.remove_qdisc(index).await;
             }
         }
-        for (link, side) in wanted {
-            self.attach(&link, side);
-        }
-        self.report_state();
     }
 
     /// A node may have very many routes, and its pods come and go much more often than they do. The
@@ -175,14 +203,20 @@ impl Task {
             self.interfaces.refused.insert(link.index, refused);
             return;
         }
-        let serial = self.interfaces.add(Interface::new(link, side, Instant::now()));
+        let interface = Interface::new(link, side, Instant::now());
+        let serial = if self.follows && side == Side::Workload {
+            self.add_new(interface, link)
+        } else {
+            self.interfaces.add(interface)
+        };
         self.attacher.attach(serial, link, self.follows);
     }
 
     /// Takes what became of an interface that was to be attached to.
     pub(super) fn attached(&mut self, serial: Serial, outcome: Outcome) {
         let there = !self.retiring.contains(&serial);
-        let Some(interface) = self.interfaces.get_mut(serial).filter(|i| i.gone.is_none()) else {
+        let interface = self.interfaces.get_mut(serial);
+        let Some(interface) = interface.filter(|i| there && i.gone.is_none()) else {
             // Dropping it would wait for the kernel.
             if let Outcome::Attached { attachments, .. } = outcome {
                 self.attacher.detach(attachments);
@@ -196,6 +230,9 @@ impl Task {
                 interface.attached_unix_ns = self.clock.unix_ns(self.clock.now_ns());
                 interface.kernel_at_attach = after;
                 interface.baseline_is_exact = before == after;
+                if let Some(early) = &mut interface.early {
+                    early.most = Some(after);
+                }
                 tracing::debug!(interface = &*interface.name, how = interface.attached, "attached");
                 self.attached_at = Some(Instant::now());
                 self.interfaces.refused.remove(&index);
@@ -203,19 +240,21 @@ impl Task {
                     self.unbalanced.push_back(serial);
                 }
             }
-            Outcome::Gone => {
-                self.known_links.remove(&index);
-                self.begin_retiring(index);
-            }
+            Outcome::Gone { tried } => match self.known_links.get(&index) {
+                // It was given another name meanwhile. If that is still to be announced, so is what
+                // comes then.
+                Some(link) if link.name != tried => {
+                    self.attacher.attach(serial, link, self.follows);
+                }
+                _ => self.begin_retiring(index),
+            },
             Outcome::Refused(error) => {
                 let refused = (interface.name.to_string(), error.to_string());
                 self.begin_retiring(index);
                 self.interfaces.refused.insert(index, refused);
             }
         }
-        if there {
-            self.report_state();
-        }
+        self.report_state();
     }
 
     /// Waits until everything that was to be attached to is.
@@ -227,56 +266,6 @@ impl Task {
         while !self.unbalanced.is_empty() {
             self.find_baselines().await;
         }
-    }
-
-    /// Finds the start of the kernel's counters for the next interface that lacks it, unless others
-    /// are being attached to: the kernel would let us wait for those.
-    pub(super) async fn find_baselines(&mut self) {
-        let now = Instant::now();
-        let recent = |at: Instant| now.saturating_duration_since(at) < BETWEEN_BASELINES;
-        if self.attacher.pending > 0
-            || self.balanced.is_some_and(recent)
-            || self.follows && self.attached_at.is_some_and(recent)
-        {
-            return;
-        }
-        if let Some(serial) = self.unbalanced.pop_front() {
-            self.balanced = self.follows.then_some(now);
-            self.find_baseline(serial).await;
-        }
-    }
-
-    /// Packets passed while the interface was attached, so the kernel's counters then are not those
-    /// from which ours count. They are found at a moment when nothing moves, if there is one.
-    async fn find_baseline(&mut self, serial: Serial) {
-        for _ in 0..BASELINE_ATTEMPTS {
-            let Some(before) = self.kernel_counters(serial).await else { return };
-            self.settle(Last::Nobody);
-            let after = self.kernel_counters(serial).await;
-            let Some(interface) = self.interfaces.get_mut(serial) else { return };
-            let [ingress, egress] = interface.totals;
-            interface.kernel_at_attach = LinkCounters {
-                rx_packets: before.rx_packets.saturating_sub(ingress.packets),
-                rx_bytes: before.rx_bytes.saturating_sub(ingress.bytes),
-                tx_packets: before.tx_packets.saturating_sub(egress.packets),
-                tx_bytes: before.tx_bytes.saturating_sub(egress.bytes),
-            };
-            if after == Some(before) {
-                interface.baseline_is_exact = true;
-                return;
-            }
-        }
-    }
-
-    /// The kernel's counters of an interface, if it is still there under its name.
-    async fn kernel_counters(&mut self, serial: Serial) -> Option<LinkCounters> {
-        let interface = self.interfaces.get(serial)?;
-        if !interface.is_attached() {
-            return None;
-        }
-        let (index, name) = (interface.index, Arc::clone(&interface.name));
-        let now = self.links.get(index).await.ok()??;
-        (now.name == *name).then_some(now.counters)
     }
 
     pub(super) fn report_state(&self) {
@@ -302,95 +291,6 @@ impl Task {
             )),
         };
         self.context.status.set(NAME, state);
-    }
-
-    /// Has the pods behind veths looked for that have no owner yet.
-    pub(super) fn seek_owners(&mut self) {
-        let now = Instant::now();
-        let recent = |at: Instant| now.saturating_duration_since(at) < BETWEEN_SURVEYS;
-        if self.surveyor.busy || self.surveyed.is_some_and(recent) {
-            return;
-        }
-        let unowned = self.interfaces.all().filter(|(_, interface)| interface.wants_owner(now));
-        let sought: Vec<Sought> = unowned
-            .filter_map(|(serial, i)| Some(Sought { serial, index: i.index, nsid: i.nsid? }))
-            .collect();
-        if !sought.is_empty() {
-            self.surveyed = Some(now);
-            self.surveyor.ask(sought);
-        }
-    }
-
-    /// Looks for owners now, and waits a moment for what is found: somebody asks.
-    pub(super) async fn await_owners(&mut self) {
-        self.seek_owners();
-        let mut late = std::pin::pin!(tokio::time::sleep(WAIT_FOR_SURVEY));
-        while self.surveyor.busy {
-            tokio::select! {
-                biased;
-                change = self.link_watch.next() => self.links_changed(change).await,
-                (serial, outcome) = self.attacher.outcome() => self.attached(serial, outcome),
-                found = self.surveyor.found() => self.owners_found(found).await,
-                () = &mut late => return,
-            }
-        }
-    }
-
-    /// Takes what a survey found.
-    pub(super) async fn owners_found(&mut self, found: Found) {
-        // The end of every interface whose index was used again by then is announced by now.
-        while let Some(change) = self.link_watch.next_queued() {
-            self.links_changed(change).await;
-        }
-        if self.link_watch.is_broken() {
-            return;
-        }
-        let now = Instant::now();
-        for (serial, identity) in found {
-            if self.retiring.contains(&serial) {
-                continue;
-            }
-            if let Some(interface) = self.interfaces.get_mut(serial) {
-                interface.looked_for_owner(identity, now);
-                self.epoch += u32::from(identity.is_some());
-            }
-        }
-    }
-
-    /// Filters of a run that was killed: they count for nobody.
-    pub(super) async fn remove_leftovers(&mut self) {
-        let indices: Vec<u32> = self.known_links.keys().copied().collect();
-        for index in indices {
-            if let Err(error) = self.remove_leftovers_of(index).await {
-                tracing::warn!("leftovers of an earlier run: {error}");
-            }
-        }
-    }
-
-    async fn remove_leftovers_of(&mut self, index: u32) -> Result<(), NetlinkError> {
-        let mut removed = false;
-        for filter in self.leftovers.orb8_filters(index).await? {
-            let in_use = match filter.prog_id {
-                Some(id) => program_held_by_a_process(id).await.unwrap_or(true),
-                None => true,
-            };
-            if in_use {
-                continue;
-            }
-            self.leftovers.remove(&filter).await?;
-            tracing::info!(interface = index, filter = filter.name, "removed a leftover filter");
-            removed = true;
-        }
-        if removed {
-            self.leftovers.remove_clsact_if_empty(index).await?;
-        }
-        Ok(())
-    }
-
-    pub(super) async fn remove_qdisc(&mut self, index: u32) {
-        if let Err(error) = self.leftovers.remove_clsact_if_empty(index).await {
-            tracing::warn!("{error}");
-        }
     }
 }
 

@@ -36,8 +36,10 @@ pub(super) enum Outcome {
         before: LinkCounters,
         after: LinkCounters,
     },
-    /// It went away meanwhile: its removal is announced, or was.
-    Gone,
+    /// Nothing has that name any more: it went away, or has another name. Either is announced, or was.
+    Gone {
+        tried: String,
+    },
     Refused(LoadError),
 }
 
@@ -159,11 +161,11 @@ impl Worker {
             Ok(attachments) => match self.counters(link).await {
                 Some(after) => Outcome::Attached { attachments, before, after },
                 // Attaching goes by the name, and by now the name may be another interface's.
-                None => Outcome::Gone,
+                None => Outcome::Gone { tried: link.name.clone() },
             },
             Err(error) => match self.counters(link).await {
                 Some(_there) => Outcome::Refused(error),
-                None => Outcome::Gone,
+                None => Outcome::Gone { tried: link.name.clone() },
             },
         }
     }

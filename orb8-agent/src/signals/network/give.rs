@@ -1,9 +1,9 @@
 //! Giving what was taken to its owners: names, accounts, records for whoever listens.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use orb8_common::network::Counts;
-use orb8_proto::{Event, FlowState, event};
+use orb8_proto::{Direction, Event, FlowState, event};
 
 use super::{
     NAME,
@@ -29,6 +29,18 @@ pub(super) enum Last {
     Nobody,
     One(SubscriberId),
     Everybody,
+}
+
+/// Packets without a flow of their own.
+pub(super) struct Flowless {
+    pub(super) attribution: Attribution,
+    /// Empty where nobody knows.
+    pub(super) interface: Arc<str>,
+    pub(super) direction: Direction,
+    pub(super) counts: Counts,
+    /// Since boot.
+    pub(super) at_ns: u64,
+    pub(super) state: FlowState,
 }
 
 impl Task {
@@ -171,8 +183,7 @@ impl Task {
             return;
         }
         // The sender's socket names the container; what a container receives is answered by it.
-        let sends =
-            record::direction(key.id().hook(), interface.side) == orb8_proto::Direction::Egress;
+        let sends = record::direction(key.id().hook(), interface.side) == Direction::Egress;
         let cgroup_id = if sends {
             flow.cgroup_id
         } else {
@@ -232,19 +243,32 @@ impl Task {
         let direction = record::direction(hook, interface.side);
         let mut traffic = Traffic::of(direction, new);
         traffic.overflow_packets = new.packets;
-        let now = self.clock.now_ns();
-        self.accounts.book(&attribution, traffic, now, &interface.name);
+        let flowless = Flowless {
+            attribution,
+            interface: Arc::clone(&interface.name),
+            direction,
+            counts: new,
+            at_ns: self.clock.now_ns(),
+            state: FlowState::Overflow,
+        };
+        self.give_flowless(&flowless, traffic);
+    }
+
+    /// Gives what has no flow to its owner, and tells whoever listens.
+    pub(super) fn give_flowless(&mut self, given: &Flowless, traffic: Traffic) {
+        let Flowless { attribution, interface, direction, counts, at_ns, state } = given;
+        self.accounts.book(attribution, traffic, *at_ns, interface);
         if self.context.live.is_heard(NAME) {
             let node = &self.context.config.node_name;
-            let mut flow = record::overflow(node, interface, direction, &attribution);
-            record::set_counts(&mut flow, &new);
-            flow.timestamp_ns = self.clock.unix_ns(now);
+            let mut flow = record::without_flow(node, interface, *direction, attribution, *state);
+            record::set_counts(&mut flow, counts);
+            flow.timestamp_ns = self.clock.unix_ns(*at_ns);
             let event = self.event(event::Event::NetworkFlow(flow));
             self.context.live.publish(NAME, &event, |_, _| true);
         }
     }
 
-    fn interface_attribution(&mut self, serial: Serial) -> Attribution {
+    pub(super) fn interface_attribution(&mut self, serial: Serial) -> Attribution {
         let interface = self.interfaces.get(serial);
         if let Some(Sockets::Of(cgroup)) = interface.and_then(|i| i.sockets.as_ref()) {
             let cgroup = cgroup.clone();

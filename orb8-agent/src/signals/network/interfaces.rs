@@ -8,6 +8,7 @@ use std::{
 
 use orb8_common::network::Counts;
 
+use super::early::Early;
 use crate::{
     config::Config,
     k8s::{cgroup::CgroupIdentity, cgroup_tree::FoundCgroup},
@@ -74,30 +75,17 @@ pub(super) struct Interface {
     pub(super) kernel_at_attach: LinkCounters,
     /// No packet passed unseen by one side while that was read.
     pub(super) baseline_is_exact: bool,
+    /// It was made while we followed: what it carried before it was attached to is known.
+    pub(super) early: Option<Early>,
     pub(super) gone: Option<Instant>,
 }
 
 impl Interface {
     pub(super) fn new(link: &Link, side: Side, now: Instant) -> Self {
         Self {
-            sockets: None,
-            name: link.name.as_str().into(),
-            index: link.index,
-            side,
             nsid: link.peer_nsid,
-            attachments: None,
-            attached: "",
-            qdisc_is_ours: false,
-            attached_unix_ns: 0,
-            seen_at: now,
-            owner: None,
-            sender: None,
-            look_again_at: now,
-            totals: [Counts::default(); 2],
-            overflow_taken: [Counts::default(); 2],
             kernel_at_attach: link.counters,
-            baseline_is_exact: false,
-            gone: None,
+            ..Self::named(link.name.as_str().into(), link.index, side, now)
         }
     }
 
@@ -105,9 +93,16 @@ impl Interface {
     pub(super) fn of_sockets(index: u32, sockets: Sockets, now: Instant) -> Self {
         Self {
             sockets: Some(sockets),
-            name: HOST_SOCKETS_NAME.into(),
+            ..Self::named(HOST_SOCKETS_NAME.into(), index, Side::Host, now)
+        }
+    }
+
+    fn named(name: Arc<str>, index: u32, side: Side, now: Instant) -> Self {
+        Self {
+            sockets: None,
+            name,
             index,
-            side: Side::Host,
+            side,
             nsid: None,
             attachments: None,
             attached: "",
@@ -121,6 +116,7 @@ impl Interface {
             overflow_taken: [Counts::default(); 2],
             kernel_at_attach: LinkCounters::default(),
             baseline_is_exact: false,
+            early: None,
             gone: None,
         }
     }
@@ -220,25 +216,49 @@ impl Interfaces {
     }
 }
 
-/// The interfaces that should be traced, of those that are there.
+/// Which of the interfaces that are there should be traced.
 ///
 /// Named ones if any are named; else every pod's veth; else the default route's interface. Both of
 /// the last two together would count a packet that leaves the node twice.
 ///
 /// Where the node itself is a container (kind, a VM in a pod), its own way out is a veth as well:
 /// the interface of the default route is nobody's but the node's.
-pub(super) fn wanted(config: &Config, links: &[Link], default_route: &[u32]) -> Vec<(Link, Side)> {
-    let leads_out = |link: &Link| default_route.contains(&link.index);
-    let is_pods = |link: &Link| link.host_side_of_pod() && !leads_out(link);
-    let choose = |wants: &dyn Fn(&Link) -> bool| -> Vec<(Link, Side)> {
-        let side = |link: &Link| if is_pods(link) { Side::Workload } else { Side::Host };
-        links.iter().filter(|l| wants(l)).map(|l| (l.clone(), side(l))).collect()
-    };
-    if !config.interfaces.is_empty() {
-        return choose(&|link| config.names_interface(&link.name));
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Named,
+    Pods,
+    WayOut,
+}
+
+impl Wanted {
+    pub(super) fn among<'a>(
+        config: &Config,
+        mut links: impl Iterator<Item = &'a Link>,
+        default_route: &[u32],
+    ) -> Self {
+        if !config.interfaces.is_empty() {
+            Self::Named
+        } else if links.any(|link| is_pods(link, default_route)) {
+            Self::Pods
+        } else {
+            Self::WayOut
+        }
     }
-    let pods = choose(&is_pods);
-    if pods.is_empty() { choose(&leads_out) } else { pods }
+
+    /// Whose view the interface gives, if it should be traced.
+    pub(super) fn side(self, link: &Link, config: &Config, default_route: &[u32]) -> Option<Side> {
+        let pods = is_pods(link, default_route);
+        let wanted = match self {
+            Self::Named => config.names_interface(&link.name),
+            Self::Pods => pods,
+            Self::WayOut => default_route.contains(&link.index),
+        };
+        wanted.then_some(if pods { Side::Workload } else { Side::Host })
+    }
+}
+
+fn is_pods(link: &Link, default_route: &[u32]) -> bool {
+    link.host_side_of_pod() && !default_route.contains(&link.index)
 }
 
 #[cfg(test)]
@@ -262,8 +282,10 @@ mod tests {
     fn chosen(named: &[&str], links: &[Link], default_route: &[u32]) -> Vec<(String, Side)> {
         let interfaces = named.iter().map(|name| (*name).to_owned()).collect();
         let config = RawConfig { interfaces, ..RawConfig::default() }.resolve().unwrap();
-        let wanted = wanted(&config, links, default_route);
-        wanted.into_iter().map(|(link, side)| (link.name, side)).collect()
+        let wanted = Wanted::among(&config, links.iter(), default_route);
+        let side =
+            |link: &Link| Some((link.name.clone(), wanted.side(link, &config, default_route)?));
+        links.iter().filter_map(side).collect()
     }
 
     #[test]

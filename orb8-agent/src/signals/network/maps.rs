@@ -6,8 +6,8 @@ use aya::programs::ProgramError;
 use orb8_common::{
     drops::Drop,
     network::{
-        Counts, FlowKey4, FlowKey6, FlowStats, LastFlow4, LastFlow6, OverflowKey, Pulse, family,
-        key_flags,
+        Counts, FlowKey4, FlowKey6, FlowStats, LastFlow4, LastFlow6, OverflowKey, Pulse,
+        SocketSent, family, key_flags,
     },
 };
 use orb8_proto::MapStatus;
@@ -70,6 +70,8 @@ pub(super) struct Probe {
     drops: RawMap,
     pulse: RawMap,
     host_cgroups: RawMap,
+    socket_sent: RawMap,
+    watch_sockets: RawMap,
 }
 
 impl Probe {
@@ -85,9 +87,23 @@ impl Probe {
         let (overflow, drops) = (object.map("OVERFLOW")?, object.map("DROPS")?);
         let pulse = object.map("PULSE")?;
         let host_cgroups = object.map("HOST_CGROUPS")?;
+        let (socket_sent, watch_sockets) =
+            (object.map("SOCKET_SENT")?, object.map("WATCH_SOCKETS")?);
         let clocks = object.runner("orb8_pulse")?;
-        let object = Some(object);
-        Ok(Self { object, clocks, v4, v6, last_v4, last_v6, overflow, drops, pulse, host_cgroups })
+        Ok(Self {
+            object: Some(object),
+            clocks,
+            v4,
+            v6,
+            last_v4,
+            last_v6,
+            overflow,
+            drops,
+            pulse,
+            host_cgroups,
+            socket_sent,
+            watch_sockets,
+        })
     }
 
     /// The object, as long as nobody took it.
@@ -134,6 +150,24 @@ impl Probe {
 
     pub(super) fn unlist_cgroup(&self, id: u64) -> io::Result<()> {
         self.host_cgroups.remove(&id)
+    }
+
+    /// Has what pods' sockets send counted, or no longer.
+    pub(super) fn watch_sockets(&self, watch: bool) -> io::Result<()> {
+        self.watch_sockets.set(&0_u32, &u32::from(watch))
+    }
+
+    /// What the sockets of each cgroup sent to other network namespaces, while that was counted.
+    pub(super) fn socket_sent(&mut self) -> io::Result<HashMap<u64, SocketSent>> {
+        let mut sent = HashMap::new();
+        self.socket_sent.for_each(|cgroup: u64, counts: SocketSent| {
+            sent.insert(cgroup, counts);
+        })?;
+        Ok(sent)
+    }
+
+    pub(super) fn forget_socket_sent(&self, cgroup: u64) -> io::Result<()> {
+        self.socket_sent.remove(&cgroup)
     }
 
     /// Every flow's entry, without what waits in the per-CPU slots.
@@ -268,6 +302,7 @@ impl Probe {
         let v6 = self.v6.count::<FlowKey6, FlowStats>()?;
         let overflow = self.overflow.count::<OverflowKey, Counts>()?;
         let host_cgroups = self.host_cgroups.count::<u64, u32>()?;
+        let sent = self.socket_sent.count::<u64, SocketSent>()?;
         let maps = [
             &self.v4,
             &self.v6,
@@ -276,6 +311,7 @@ impl Probe {
             &self.overflow,
             &self.drops,
             &self.host_cgroups,
+            &self.socket_sent,
         ];
         let memory = maps.iter().map(|map| map.memory()).sum::<u64>() + ring.1;
         let all = vec![
@@ -288,6 +324,7 @@ impl Probe {
                 host_cgroups,
                 u64::from(self.host_cgroups.max_entries()),
             ),
+            status("SOCKET_SENT", "lru_hash", sent, u64::from(self.socket_sent.max_entries())),
             status("FLOW_EVENTS", "ringbuf", ring.0, ring.1),
         ];
         Ok((all, memory))

@@ -7,7 +7,9 @@
 
 mod attach;
 mod attacher;
+mod baseline;
 mod clock;
+mod early;
 mod facing;
 mod filter;
 mod give;
@@ -15,6 +17,7 @@ mod harvest;
 mod host_cgroups;
 mod host_sockets;
 mod interfaces;
+mod leftovers;
 mod maps;
 mod metrics;
 mod opening;

@@ -27,6 +27,8 @@ pub(super) struct Traffic {
     pub(super) egress: Counts,
     /// Included above, without flow detail.
     pub(super) overflow_packets: u64,
+    /// Included above, without flow detail: before the interface was attached to.
+    pub(super) early_packets: u64,
 }
 
 impl AddAssign for Traffic {
@@ -34,6 +36,7 @@ impl AddAssign for Traffic {
         add(&mut self.ingress, &other.ingress);
         add(&mut self.egress, &other.egress);
         self.overflow_packets += other.overflow_packets;
+        self.early_packets += other.early_packets;
     }
 }
 
@@ -163,7 +166,7 @@ impl Accounts {
         account.total += traffic;
         account.window.add(slice_of(last_ns), traffic);
         account.last_ns = account.last_ns.max(last_ns);
-        if !account.interfaces.contains(interface) {
+        if !interface.is_empty() && !account.interfaces.contains(interface) {
             account.interfaces.push(Arc::clone(interface));
         }
     }

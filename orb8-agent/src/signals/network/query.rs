@@ -197,6 +197,7 @@ fn pod_row(
         interfaces: account.interfaces.iter().map(ToString::to_string).collect(),
         qos_class: identity.and_then(|i| i.qos).map_or("", |q| q.as_str()).into(),
         overflow_packets: sum.overflow_packets,
+        early_packets: sum.early_packets,
         workload: identity.and_then(|i| i.workload.as_deref()).unwrap_or_default().into(),
         unit: identity.map_or_else(String::new, |i| i.unit.to_string()),
     })

@@ -116,12 +116,13 @@ pub(super) fn frame(node: &str, id: &FlowId, flow: &Flow, interface: &Interface)
     }
 }
 
-/// A record of packets that have no flow of their own.
-pub(super) fn overflow(
+/// A record of packets that have no flow of their own. Counters and time are still to be set.
+pub(super) fn without_flow(
     node: &str,
-    interface: &Interface,
+    interface: &str,
     direction: Direction,
     attribution: &Attribution,
+    state: FlowState,
 ) -> NetworkFlow {
     let identity = attribution.identity.as_deref();
     let text = |of: fn(&Identity) -> &str| identity.map_or("", of).to_owned();
@@ -129,13 +130,15 @@ pub(super) fn overflow(
         namespace: text(|i| &i.namespace),
         pod_name: text(|i| &i.pod_name),
         pod_uid: text(|i| &i.pod_uid),
+        container: text(|i| &i.container),
+        container_id: text(|i| &i.container_id),
         workload: text(|i| i.workload.as_deref().unwrap_or_default()),
         unit: text(|i| &i.unit),
         direction: direction.into(),
         attributed_by: orb8_proto::AttributedBy::from(attribution.by).into(),
-        interface: interface.name.to_string(),
+        interface: interface.into(),
         node: node.into(),
-        state: FlowState::Overflow.into(),
+        state: state.into(),
         ..NetworkFlow::default()
     }
 }

@@ -1,13 +1,77 @@
-//! A thread that finds out who is behind the veths: it reads the processes of the node, and asks the
+//! Who is behind the veths. A thread finds out: it reads the processes of the node, and asks the
 //! kernel about interfaces, which may take as long as others change them.
+
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::{NetworkError, interfaces::Serial};
+use super::{NetworkError, interfaces::Serial, task::Task};
 use crate::{
     k8s::cgroup::CgroupIdentity,
     netlink::{links::Links, netns::NetnsResolver},
 };
+
+/// Surveys of the node's processes are this far apart at least: each reads a link per process.
+const BETWEEN_SURVEYS: Duration = Duration::from_millis(250);
+
+/// How long a question waits for a survey. It takes tens of milliseconds, unless others keep the
+/// kernel busy.
+const WAIT_FOR_SURVEY: Duration = Duration::from_millis(500);
+
+impl Task {
+    /// Has the pods behind veths looked for that have no owner yet.
+    pub(super) fn seek_owners(&mut self) {
+        let now = Instant::now();
+        let recent = |at: Instant| now.saturating_duration_since(at) < BETWEEN_SURVEYS;
+        if self.surveyor.busy || self.surveyed.is_some_and(recent) {
+            return;
+        }
+        let unowned = self.interfaces.all().filter(|(_, interface)| interface.wants_owner(now));
+        let sought: Vec<Sought> = unowned
+            .filter_map(|(serial, i)| Some(Sought { serial, index: i.index, nsid: i.nsid? }))
+            .collect();
+        if !sought.is_empty() {
+            self.surveyed = Some(now);
+            self.surveyor.ask(sought);
+        }
+    }
+
+    /// Looks for owners now, and waits a moment for what is found: somebody asks.
+    pub(super) async fn await_owners(&mut self) {
+        self.seek_owners();
+        let mut late = std::pin::pin!(tokio::time::sleep(WAIT_FOR_SURVEY));
+        while self.surveyor.busy {
+            tokio::select! {
+                biased;
+                change = self.link_watch.next() => self.links_changed(change).await,
+                (serial, outcome) = self.attacher.outcome() => self.attached(serial, outcome),
+                found = self.surveyor.found() => self.owners_found(found).await,
+                () = &mut late => return,
+            }
+        }
+    }
+
+    /// Takes what a survey found.
+    pub(super) async fn owners_found(&mut self, found: Found) {
+        // The end of every interface whose index was used again by then is announced by now.
+        while let Some(change) = self.link_watch.next_queued() {
+            self.links_changed(change).await;
+        }
+        if self.link_watch.is_broken() {
+            return;
+        }
+        let now = Instant::now();
+        for (serial, identity) in found {
+            if self.retiring.contains(&serial) {
+                continue;
+            }
+            if let Some(interface) = self.interfaces.get_mut(serial) {
+                interface.looked_for_owner(identity, now);
+                self.epoch += u32::from(identity.is_some());
+            }
+        }
+    }
+}
 
 /// An interface whose owner is looked for.
 pub(super) struct Sought {

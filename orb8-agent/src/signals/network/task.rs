@@ -17,10 +17,11 @@ use super::{
     attach::named_interfaces_exist,
     attacher::Attacher,
     clock::Clock,
+    early::EarlyTraffic,
     filter::EventFilter,
     give::Last,
     host_sockets::HostSockets,
-    interfaces::{Interface, Interfaces, Serial},
+    interfaces::{Interface, Interfaces, Serial, Wanted},
     maps::{KernelCounts, Probe},
     peers::Peers,
     pods::Accounts,
@@ -86,6 +87,8 @@ pub(super) struct Task {
     pub(super) link_watch: LinkWatch,
     pub(super) known_links: HashMap<u32, Link>,
     pub(super) default_route: Vec<u32>,
+    /// What was reconciled with last.
+    pub(super) wanted: Option<Wanted>,
     /// When an interface was last attached to.
     pub(super) attached_at: Option<Instant>,
     /// Gone from the node; their last packets are still to be taken.
@@ -94,6 +97,7 @@ pub(super) struct Task {
     /// Attached while packets passed: where the kernel's counters start is still to be found.
     pub(super) unbalanced: VecDeque<Serial>,
     pub(super) balanced: Option<Instant>,
+    pub(super) early: EarlyTraffic,
     pub(super) surveyor: Surveyor,
     /// What was there at the start is attached to: what comes now is new.
     pub(super) follows: bool,
@@ -138,11 +142,13 @@ impl Task {
             link_watch,
             known_links: there.into_iter().map(|link| (link.index, link)).collect(),
             default_route: Vec::new(),
+            wanted: None,
             attached_at: None,
             retiring: Vec::new(),
             attacher,
             unbalanced: VecDeque::new(),
             balanced: None,
+            early: EarlyTraffic::default(),
             surveyor: Surveyor::start()?,
             follows: false,
             surveyed: None,
@@ -193,6 +199,8 @@ impl Task {
                 change = self.link_watch.next() => self.links_changed(change).await,
                 (serial, outcome) = self.attacher.outcome() => self.attached(serial, outcome),
                 found = self.surveyor.found() => self.owners_found(found).await,
+                // A pod's cgroup is made before its interface.
+                Ok(()) = self.cgroup_changes.changed() => self.expect_pods(),
                 _ = tick.tick() => self.tick().await,
                 _ = drain.tick() => {
                     let read = self.drain();
@@ -262,7 +270,7 @@ impl Task {
         }
         self.peers.tick();
         self.follow_host_sockets();
-        self.settle(Last::Nobody);
+        self.settle_early(false);
         if self.ticks.is_multiple_of(TICKS_PER_CLEANUP) {
             self.clean_up();
             // A default route comes and goes without a word from its interface.
@@ -315,6 +323,7 @@ impl Task {
         for index in qdiscs {
             self.remove_qdisc(index).await;
         }
+        self.settle_early(true);
         self.settle(Last::Everybody);
     }
 }
