@@ -44,6 +44,13 @@ impl Link {
         self.kind.as_deref() == Some("veth") && self.peer_nsid.is_some_and(|nsid| nsid >= 0)
     }
 
+    /// Whether this is a veth whose other end is gone: it is about to go, too, and does not tell any
+    /// more where that was, nor what it received.
+    #[must_use]
+    pub fn is_veth_without_peer(&self) -> bool {
+        self.kind.as_deref() == Some("veth") && self.peer_index == Some(0)
+    }
+
     /// Whether nothing differs but what it carried, and whether it is up.
     #[must_use]
     pub fn is_like(&self, other: &Self) -> bool {

@@ -51,13 +51,13 @@ impl Task {
         }
         let wanted = self.wanted_now();
         if self.wanted != Some(wanted) {
-            return self.reconcile().await;
+            return self.reconcile();
         }
         if changed.is_empty() {
             return;
         }
         for index in changed {
-            self.reconcile_one(index).await;
+            self.reconcile_one(index);
         }
         self.report_state();
     }
@@ -66,6 +66,10 @@ impl Task {
     fn note_link(&mut self, mut link: Link) -> Option<u32> {
         let index = link.index;
         let known = self.known_links.get(&index);
+        // It comes down because it goes: what it was is what it has been.
+        if known.is_some() && link.is_veth_without_peer() {
+            return None;
+        }
         // Until it is followed, what counts is what it had carried when it was first announced.
         if let Some(known) = known.filter(|_| self.interfaces.serial(index).is_none()) {
             link.counters = known.counters;
@@ -107,7 +111,7 @@ impl Task {
     }
 
     /// Attaches to what should be traced and is not; detaches from what is and should not.
-    pub(super) async fn reconcile(&mut self) {
+    pub(super) fn reconcile(&mut self) {
         self.wanted = Some(self.wanted_now());
         let traced = self.interfaces.all().filter(|(_, i)| i.sockets.is_none() && i.gone.is_none());
         let mut indices: Vec<u32> = traced.map(|(_, interface)| interface.index).collect();
@@ -115,7 +119,7 @@ impl Task {
         indices.sort_unstable();
         indices.dedup();
         for index in indices {
-            self.reconcile_one(index).await;
+            self.reconcile_one(index);
         }
         self.report_state();
     }
@@ -125,26 +129,28 @@ impl Task {
         self.wanted?.side(link, &self.context.config, &self.default_route)
     }
 
-    async fn reconcile_one(&mut self, index: u32) {
+    fn reconcile_one(&mut self, index: u32) {
         let link = self.known_links.get(&index);
         let side = link.and_then(|link| self.side_of(link));
         if let Some((link, side)) = link.cloned().zip(side) {
             return self.attach(&link, side);
         }
         let is_there = link.is_some();
-        let traced = self.interfaces.serial(index).filter(|s| !self.retiring.contains(s));
-        let Some(traced) = traced.and_then(|serial| self.interfaces.get(serial)) else { return };
-        let (sockets, qdisc_is_ours) = (traced.sockets.is_some(), traced.qdisc_is_ours);
-        if sockets {
+        let Some(serial) = self.interfaces.serial(index).filter(|s| !self.retiring.contains(s))
+        else {
+            return;
+        };
+        let Some(traced) = self.interfaces.get_mut(serial) else { return };
+        if traced.sockets.is_some() {
             return;
         }
-        self.begin_retiring(index);
-        // Its last packets are taken once no more are counted.
-        if is_there {
-            self.attacher.settled().await;
-            if qdisc_is_ours {
-                self.remove_qdisc(index).await;
-            }
+        if !is_there {
+            return self.begin_retiring(index);
+        }
+        // Its last packets are taken once no more are counted. Until it is attached to, that is told.
+        traced.leaves = true;
+        if let Some(attachments) = traced.release() {
+            self.attacher.leave(serial, index, attachments);
         }
     }
 
@@ -225,6 +231,13 @@ impl Task {
         };
         let index = interface.index;
         match outcome {
+            Outcome::Attached { attachments, .. } if interface.leaves => {
+                self.attacher.leave(serial, index, attachments);
+            }
+            Outcome::Left => {
+                self.begin_retiring(index);
+                self.reconcile_one(index);
+            }
             Outcome::Attached { attachments, before, after } => {
                 interface.hold(attachments);
                 interface.attached_unix_ns = self.clock.unix_ns(self.clock.now_ns());
@@ -240,6 +253,7 @@ impl Task {
                     self.unbalanced.push_back(serial);
                 }
             }
+            Outcome::Gone { .. } if interface.leaves => self.begin_retiring(index),
             Outcome::Gone { tried } => match self.known_links.get(&index) {
                 // It was given another name meanwhile. If that is still to be announced, so is what
                 // comes then.

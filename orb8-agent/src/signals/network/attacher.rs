@@ -6,14 +6,24 @@
 //! fast: a container may live for less than the wait, and whoever makes the interfaces waits too. On
 //! interfaces that are in use this is not done, since there adding a qdisc can cost packets.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::{NetworkError, interfaces::Serial};
 use crate::{
     config::TcAttach,
-    netlink::links::{Link, LinkCounters, Links},
+    netlink::{
+        NetlinkError,
+        links::{Link, LinkCounters, Links},
+        tc::Leftovers,
+    },
     probe_loader::{Attachment, Hook, LoadError, Object},
 };
 
@@ -24,6 +34,12 @@ enum Job {
         how: TcAttach,
     },
     Detach([Attachment; 2]),
+    /// Detach from what is there, and tell.
+    Leave {
+        serial: Serial,
+        index: u32,
+        attachments: [Attachment; 2],
+    },
     /// Answer when all before it is done.
     Fence(oneshot::Sender<()>),
 }
@@ -41,6 +57,8 @@ pub(super) enum Outcome {
         tried: String,
     },
     Refused(LoadError),
+    /// It was detached from, as was asked.
+    Left,
 }
 
 /// Speaks to the thread, which ends with this.
@@ -50,6 +68,8 @@ pub(super) struct Attacher {
     /// Interfaces that are being attached to. There are never more than interfaces.
     pub(super) pending: usize,
     how: TcAttach,
+    /// Nothing is attached to any more.
+    ends: Arc<AtomicBool>,
     /// The last new interface that was attached to by a TCX link.
     linked: Option<Instant>,
 }
@@ -65,19 +85,24 @@ impl Attacher {
         let failed = |what| move |error| NetworkError::Io { what, error };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(failed("tokio runtime"))?;
+        let ends = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&ends);
         let worker = move || {
-            let links = runtime.block_on(async { Links::open() });
-            match links {
-                Ok(links) => {
-                    let mut worker = Worker { object, links };
+            let opened = runtime.block_on(async { Ok((Links::open()?, Leftovers::open()?)) });
+            match opened {
+                Ok((links, leftovers)) => {
+                    let mut worker = Worker { object, links, leftovers, ends: told };
                     runtime.block_on(worker.work(inbox, outbox));
                 }
-                Err(error) => tracing::error!("nothing is attached: {error}"),
+                Err(error) => {
+                    let error: NetlinkError = error;
+                    tracing::error!("nothing is attached: {error}");
+                }
             }
         };
         let thread = std::thread::Builder::new().name("orb8-attach".into()).spawn(worker);
         thread.map_err(failed("thread"))?;
-        Ok(Self { jobs, outcomes, pending: 0, how, linked: None })
+        Ok(Self { jobs, outcomes, pending: 0, how, ends, linked: None })
     }
 
     /// `new`: the interface has just been made.
@@ -101,6 +126,17 @@ impl Attacher {
         self.send(Job::Detach(attachments));
     }
 
+    /// From here on, whatever is attached is detached again.
+    pub(super) fn end(&self) {
+        self.ends.store(true, Ordering::Relaxed);
+    }
+
+    /// Detaches from an interface that is there, and answers.
+    pub(super) fn leave(&mut self, serial: Serial, index: u32, attachments: [Attachment; 2]) {
+        self.pending += 1;
+        self.send(Job::Leave { serial, index, attachments });
+    }
+
     /// Waits until everything asked so far is done.
     pub(super) async fn settled(&self) {
         let (done, all) = oneshot::channel();
@@ -120,6 +156,13 @@ impl Attacher {
         }
     }
 
+    /// An outcome that is there by now.
+    pub(super) fn outcome_by_now(&mut self) -> Option<(Serial, Outcome)> {
+        let outcome = self.outcomes.try_recv().ok()?;
+        self.pending = self.pending.saturating_sub(1);
+        Some(outcome)
+    }
+
     fn send(&self, job: Job) {
         if self.jobs.send(job).is_err() {
             tracing::error!("the thread that attaches has ended");
@@ -130,6 +173,8 @@ impl Attacher {
 struct Worker {
     object: Object,
     links: Links,
+    leftovers: Leftovers,
+    ends: Arc<AtomicBool>,
 }
 
 impl Worker {
@@ -140,18 +185,35 @@ impl Worker {
     ) {
         while let Some(job) = jobs.recv().await {
             match job {
+                Job::Attach { .. } if self.ends() => {}
                 Job::Attach { serial, link, how } => {
                     let outcome = self.attach(&link, how).await;
+                    if self.ends() {
+                        if let Outcome::Attached { attachments, .. } = outcome {
+                            self.leave(link.index, attachments).await;
+                        }
+                        continue;
+                    }
                     if outcomes.send((serial, outcome)).is_err() {
                         return;
                     }
                 }
                 Job::Detach(attachments) => drop(attachments),
+                Job::Leave { serial, index, attachments } => {
+                    self.leave(index, attachments).await;
+                    if outcomes.send((serial, Outcome::Left)).is_err() {
+                        return;
+                    }
+                }
                 Job::Fence(done) => {
                     let _nobody_waits = done.send(());
                 }
             }
         }
+    }
+
+    fn ends(&self) -> bool {
+        self.ends.load(Ordering::Relaxed)
     }
 
     async fn attach(&mut self, link: &Link, how: TcAttach) -> Outcome {
@@ -167,6 +229,14 @@ impl Worker {
                 Some(_there) => Outcome::Refused(error),
                 None => Outcome::Gone { tried: link.name.clone() },
             },
+        }
+    }
+
+    async fn leave(&mut self, index: u32, attachments: [Attachment; 2]) {
+        let qdisc_is_ours = attachments.iter().any(Attachment::made_the_qdisc);
+        drop(attachments);
+        if qdisc_is_ours && let Err(error) = self.leftovers.remove_clsact_if_empty(index).await {
+            tracing::warn!("{error}");
         }
     }
 

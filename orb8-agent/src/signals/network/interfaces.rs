@@ -75,6 +75,8 @@ pub(super) struct Interface {
     pub(super) kernel_at_attach: LinkCounters,
     /// No packet passed unseen by one side while that was read.
     pub(super) baseline_is_exact: bool,
+    /// It is there and not wanted any more: when it is detached from, it retires.
+    pub(super) leaves: bool,
     /// It was made while we followed: what it carried before it was attached to is known.
     pub(super) early: Option<Early>,
     pub(super) gone: Option<Instant>,
@@ -116,6 +118,7 @@ impl Interface {
             overflow_taken: [Counts::default(); 2],
             kernel_at_attach: LinkCounters::default(),
             baseline_is_exact: false,
+            leaves: false,
             early: None,
             gone: None,
         }

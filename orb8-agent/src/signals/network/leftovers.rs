@@ -33,10 +33,4 @@ impl Task {
         }
         Ok(())
     }
-
-    pub(super) async fn remove_qdisc(&mut self, index: u32) {
-        if let Err(error) = self.leftovers.remove_clsact_if_empty(index).await {
-            tracing::warn!("{error}");
-        }
-    }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use orb8_common::network::NetworkFlowEvent;
@@ -42,8 +42,10 @@ use crate::{
     },
 };
 
-/// How long the end waits for interfaces to be detached from: enough for some fifty TCX links.
-const WAIT_FOR_DETACHING: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long the end waits for filters to be removed: enough for some hundred.
+const WAIT_FOR_FILTERS: Duration = Duration::from_secs(3);
+/// How long the end waits for links to be detached: enough for some fifty.
+const WAIT_FOR_LINKS: Duration = Duration::from_secs(1);
 /// Ticks between clean-ups of what left the window.
 const TICKS_PER_CLEANUP: u64 = 5;
 
@@ -171,7 +173,7 @@ impl Task {
         task.begin_host_sockets();
         task.remove_leftovers().await;
         task.read_routes().await;
-        task.reconcile().await;
+        task.reconcile();
         task.await_attached().await;
         task.follows = true;
         task.report_state();
@@ -275,7 +277,7 @@ impl Task {
             self.clean_up();
             // A default route comes and goes without a word from its interface.
             self.read_routes().await;
-            self.reconcile().await;
+            self.reconcile();
         }
     }
 
@@ -304,25 +306,24 @@ impl Task {
 
     async fn stop(&mut self) {
         self.host_sockets.detach();
-        let mut qdiscs = Vec::new();
-        let mut attached: Vec<(Serial, u32, bool)> =
-            self.interfaces.attached().map(|(s, i)| (s, i.index, i.qdisc_is_ours)).collect();
+        self.attacher.end();
+        while let Some((serial, outcome)) = self.attacher.outcome_by_now() {
+            self.attached(serial, outcome);
+        }
+        let attached: Vec<(Serial, u32, bool)> =
+            self.interfaces.attached().map(|(s, i)| (s, i.index, i.attached == "clsact")).collect();
         // Filters first: unlike links they do not end with the process.
-        attached.sort_by_key(|(serial, ..)| self.interfaces.get(*serial).map(|i| i.attached));
-        for (serial, index, qdisc_is_ours) in attached {
-            let interface = self.interfaces.get_mut(serial);
-            if let Some(attachments) = interface.and_then(Interface::release) {
-                self.attacher.detach(attachments);
+        let waits = [(true, WAIT_FOR_FILTERS), (false, WAIT_FOR_LINKS)];
+        for (filters, wait) in waits {
+            for (serial, index, _) in attached.iter().filter(|(_, _, is)| *is == filters) {
+                let interface = self.interfaces.get_mut(*serial);
+                if let Some(attachments) = interface.and_then(Interface::release) {
+                    self.attacher.leave(*serial, *index, attachments);
+                }
             }
-            if qdisc_is_ours {
-                qdiscs.push(index);
-            }
+            let _late = tokio::time::timeout(wait, self.attacher.settled()).await;
         }
         // What is left after that ends with the process; what it counts until then is nobody's any more.
-        let _late = tokio::time::timeout(WAIT_FOR_DETACHING, self.attacher.settled()).await;
-        for index in qdiscs {
-            self.remove_qdisc(index).await;
-        }
         self.settle_early(true);
         self.settle(Last::Everybody);
     }
