@@ -1,8 +1,10 @@
-//! Named tasks that end together: told by one token, waited for until one deadline.
+//! Named tasks that end together: told by one token, waited for until one deadline. And threads for
+//! work that blocks.
 
 use std::{
     collections::BTreeSet,
     future::Future,
+    io,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -41,6 +43,19 @@ impl Tasks {
         let _late = tokio::time::timeout(deadline, self.tracker.wait()).await;
         self.running.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
     }
+}
+
+/// Runs what `work` gives on a thread of its own, until it ends by itself: what blocks there holds up
+/// nobody else. The thread is in the network namespace of the one that starts it.
+pub fn on_thread<F: Future<Output = ()>>(
+    name: &str,
+    work: impl FnOnce() -> F + Send + 'static,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let thread = std::thread::Builder::new().name(name.into());
+    // Called within the runtime, so that it may open what needs one.
+    thread.spawn(move || runtime.block_on(async { work().await }))?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -35,6 +35,8 @@ pub(crate) struct Verdict {
     pub(crate) containers: usize,
     /// Those of them that no record names.
     pub(crate) missing: Vec<Sender>,
+    /// Whoever sent more than was heard, and what was heard.
+    pub(crate) short: Vec<(u64, Sender)>,
 }
 
 impl Verdict {
@@ -76,6 +78,9 @@ impl Verdict {
         verdict.to_wrong_container = surplus(&by_container, sums(truth, |sender| &sender.id));
         let due = truth.senders.iter().filter(|s| s.packets > 0 && s.lived >= LONG_ENOUGH);
         verdict.containers = due.clone().count();
+        let heard_of = |s: &Sender| by_container.get(&*s.id).copied().unwrap_or_default();
+        let short = truth.senders.iter().filter(|s| heard_of(s) < s.bytes);
+        verdict.short = short.map(|s| (heard_of(s), s.clone())).collect();
         verdict.missing = due.filter(|s| !by_container.contains_key(&*s.id)).cloned().collect();
         verdict
     }

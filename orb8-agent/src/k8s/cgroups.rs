@@ -108,14 +108,8 @@ impl Cgroups {
     /// The cgroup with this id, also for a while after it was removed; see
     /// [`CgroupTree::identify`].
     pub fn identify(&self, cgroup_id: u64, now: Instant) -> Option<FoundCgroup> {
-        let mut inner = self.lock();
-        let changed = inner.update(now);
-        let found = inner.tree.as_mut().and_then(|tree| tree.identify(cgroup_id, now));
-        drop(inner);
-        if changed {
-            self.changed.send_modify(|generation| *generation += 1);
-        }
-        found
+        self.update(now);
+        self.lock().tree.as_mut().and_then(|tree| tree.identify(cgroup_id, now))
     }
 
     /// Where the hierarchy is mounted, if it is.

@@ -20,11 +20,11 @@ use super::{NetworkError, interfaces::Serial};
 use crate::{
     config::TcAttach,
     netlink::{
-        NetlinkError,
         links::{Link, LinkCounters, Links},
         tc::Leftovers,
     },
     probe_loader::{Attachment, Hook, LoadError, Object},
+    tasks::on_thread,
 };
 
 enum Job {
@@ -82,26 +82,19 @@ impl Attacher {
     pub(super) fn start(object: Object, how: TcAttach) -> Result<Self, NetworkError> {
         let (jobs, inbox) = mpsc::unbounded_channel();
         let (outbox, outcomes) = mpsc::unbounded_channel();
-        let failed = |what| move |error| NetworkError::Io { what, error };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(failed("tokio runtime"))?;
         let ends = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&ends);
-        let worker = move || {
-            let opened = runtime.block_on(async { Ok((Links::open()?, Leftovers::open()?)) });
+        let work = async move || {
+            let opened = Links::open().and_then(|links| Ok((links, Leftovers::open()?)));
             match opened {
                 Ok((links, leftovers)) => {
-                    let mut worker = Worker { object, links, leftovers, ends: told };
-                    runtime.block_on(worker.work(inbox, outbox));
+                    Worker { object, links, leftovers, ends: told }.work(inbox, outbox).await;
                 }
-                Err(error) => {
-                    let error: NetlinkError = error;
-                    tracing::error!("nothing is attached: {error}");
-                }
+                Err(error) => tracing::error!("nothing is attached: {error}"),
             }
         };
-        let thread = std::thread::Builder::new().name("orb8-attach".into()).spawn(worker);
-        thread.map_err(failed("thread"))?;
+        let thread = on_thread("orb8-attach", work);
+        thread.map_err(|error| NetworkError::Io { what: "thread", error })?;
         Ok(Self { jobs, outcomes, pending: 0, how, ends, linked: None })
     }
 
@@ -179,7 +172,7 @@ struct Worker {
 
 impl Worker {
     async fn work(
-        &mut self,
+        mut self,
         mut jobs: mpsc::UnboundedReceiver<Job>,
         outcomes: mpsc::UnboundedSender<(Serial, Outcome)>,
     ) {

@@ -305,6 +305,8 @@ impl Task {
             let bytes = most.rx_bytes.saturating_sub(early.born.rx_bytes);
             if sum.packets > packets || sum.bytes > bytes {
                 // Something was sent and never arrived: who lacks what is not known.
+                let name = &*interface.name;
+                tracing::debug!(name, ?sum, packets, bytes, "more is missing than there was");
                 match &mut its[..] {
                     [one] if packets > 0 => {
                         one.missing.packets = sum.packets.min(packets);

@@ -133,21 +133,7 @@ mod tests {
 
     #[test]
     fn datagrams_are_asked_about_again_and_connections_are_not_once_they_are_known() {
-        use orb8_common::network::{FlowKey6, family};
-        let id = |protocol| {
-            let key = FlowKey6 {
-                src: [1, 0, 0, 0],
-                dst: [2, 0, 0, 0],
-                src_port: 1,
-                dst_port: 2,
-                ifindex: 3,
-                vlan: 0,
-                protocol,
-                flags: 0,
-            };
-            FlowId { key, family: family::V4 }
-        };
-        let (tcp, udp) = (id(TCP), id(UDP));
+        let (tcp, udp) = (FlowId::example(TCP, 1, 2), FlowId::example(UDP, 1, 2));
         let stale = |facing: &Facing, id, last_ns| facing.is_stale(id, last_ns, false);
         let mut facing = Facing::default();
         assert!(stale(&facing, &tcp, 5) && stale(&facing, &udp, 5));

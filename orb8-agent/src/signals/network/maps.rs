@@ -47,6 +47,24 @@ impl FlowId {
     }
 }
 
+#[cfg(test)]
+impl FlowId {
+    /// For tests: from 1.0.0.0 to 2.0.0.0, as a little-endian machine reads them.
+    pub(super) const fn example(protocol: u8, src_port: u16, dst_port: u16) -> Self {
+        let key = FlowKey6 {
+            src: [1, 0, 0, 0],
+            dst: [2, 0, 0, 0],
+            src_port,
+            dst_port,
+            ifindex: 7,
+            vlan: 0,
+            protocol,
+            flags: 0,
+        };
+        Self { key, family: family::V4 }
+    }
+}
+
 /// The kernel's count of events.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct KernelCounts {

@@ -34,7 +34,9 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use super::{Context, Signal, Snapshot};
-use crate::{live::SubscriberId, probe_loader::LoadError, query::PodFilter, status::State};
+use crate::{
+    live::SubscriberId, probe_loader::LoadError, query::PodFilter, status::State, tasks::on_thread,
+};
 
 /// Name of the signal, on the wire and on the command line.
 pub const NAME: &str = "network";
@@ -110,10 +112,8 @@ impl Network {
         let (commands, inbox) = mpsc::channel(64);
         let (ready, started) = oneshot::channel();
         // A thread, because reading maps blocks for milliseconds and the API must not wait for it.
-        // It inherits the network namespace of the thread that starts it.
-        let thread = std::thread::Builder::new().name(format!("orb8-{NAME}"));
-        let spawned = thread.spawn(move || task::run(context, inbox, ready));
-        spawned.map_err(|error| NetworkError::Io { what: "thread", error })?;
+        let thread = on_thread(&format!("orb8-{NAME}"), move || task::run(context, inbox, ready));
+        thread.map_err(|error| NetworkError::Io { what: "thread", error })?;
         match started.await {
             Ok(outcome) => outcome.map(|()| Self { commands }),
             Err(_gone) => Err(NetworkError::Io {

@@ -45,24 +45,14 @@ impl FlowTable {
 
 #[cfg(test)]
 mod tests {
-    use orb8_common::network::{Counts, FlowKey6, FlowStats, family};
+    use orb8_common::network::{Counts, FlowStats};
     use proptest::prelude::*;
 
     use super::*;
     use crate::signals::network::{interfaces::Serial, maps::FlowId, table::End};
 
     fn sent() -> FlowKey {
-        let key = FlowKey6 {
-            src: [1, 0, 0, 0],
-            dst: [2, 0, 0, 0],
-            src_port: 40_000,
-            dst_port: 80,
-            ifindex: 7,
-            vlan: 0,
-            protocol: 6,
-            flags: 0,
-        };
-        FlowKey::new(FlowId { key, family: family::V4 }, Serial(1))
+        FlowKey::new(FlowId::example(6, 40_000, 80), Serial(1))
     }
 
     /// A flow's entry whose first packet was at `first_ns`.

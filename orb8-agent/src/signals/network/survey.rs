@@ -9,6 +9,7 @@ use super::{NetworkError, interfaces::Serial, task::Task};
 use crate::{
     k8s::cgroup::CgroupIdentity,
     netlink::{links::Links, netns::NetnsResolver},
+    tasks::on_thread,
 };
 
 /// Surveys of the node's processes are this far apart at least: each reads a link per process.
@@ -97,23 +98,15 @@ impl Surveyor {
     pub(super) fn start() -> Result<Self, NetworkError> {
         let (asked, inbox) = mpsc::unbounded_channel();
         let (outbox, found) = mpsc::unbounded_channel();
-        let failed = |what| move |error| NetworkError::Io { what, error };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(failed("tokio runtime"))?;
-        let worker = move || {
-            let opened = runtime.block_on(async { Ok((NetnsResolver::open()?, Links::open()?)) });
+        let work = async move || {
+            let opened = NetnsResolver::open().and_then(|netns| Ok((netns, Links::open()?)));
             match opened {
-                Ok((netns, links)) => {
-                    runtime.block_on(Worker { netns, links }.work(inbox, outbox));
-                }
-                Err(error) => {
-                    let error: NetworkError = error;
-                    tracing::error!("nobody is found behind interfaces: {error}");
-                }
+                Ok((netns, links)) => Worker { netns, links }.work(inbox, outbox).await,
+                Err(error) => tracing::error!("nobody is found behind interfaces: {error}"),
             }
         };
-        let thread = std::thread::Builder::new().name("orb8-survey".into()).spawn(worker);
-        thread.map_err(failed("thread"))?;
+        let thread = on_thread("orb8-survey", work);
+        thread.map_err(|error| NetworkError::Io { what: "thread", error })?;
         Ok(Self { asked, found, busy: false })
     }
 

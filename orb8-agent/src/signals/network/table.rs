@@ -276,23 +276,12 @@ impl FlowTable {
 
 #[cfg(test)]
 mod tests {
-    use orb8_common::network::{FlowKey6, family};
     use proptest::prelude::*;
 
     use super::*;
 
     fn key(port: u16) -> FlowKey {
-        let key = FlowKey6 {
-            src: [1, 0, 0, 0],
-            dst: [2, 0, 0, 0],
-            src_port: port,
-            dst_port: 80,
-            ifindex: 7,
-            vlan: 0,
-            protocol: 6,
-            flags: 0,
-        };
-        FlowKey::new(FlowId { key, family: family::V4 }, Serial(1))
+        FlowKey::new(FlowId::example(6, port, 80), Serial(1))
     }
 
     fn stats(first_ns: u64, packets: u64) -> FlowStats {

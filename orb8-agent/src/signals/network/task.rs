@@ -49,29 +49,20 @@ const WAIT_FOR_LINKS: Duration = Duration::from_secs(1);
 /// Ticks between clean-ups of what left the window.
 const TICKS_PER_CLEANUP: u64 = 5;
 
-/// Runs the task on the calling thread until it is stopped or nobody can ask it any more.
-pub(super) fn run(
+/// Runs the task until it is stopped or nobody can ask it any more.
+pub(super) async fn run(
     context: Context,
     inbox: mpsc::Receiver<Command>,
     ready: oneshot::Sender<Result<(), NetworkError>>,
 ) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            let _nobody = ready.send(Err(NetworkError::Io { what: "tokio runtime", error }));
-            return;
-        }
-    };
-    runtime.block_on(async {
-        match Task::start(context).await {
-            Ok(task) => {
-                if ready.send(Ok(())).is_ok() {
-                    task.run(inbox).await;
-                }
+    match Task::start(context).await {
+        Ok(task) => {
+            if ready.send(Ok(())).is_ok() {
+                task.run(inbox).await;
             }
-            Err(error) => drop(ready.send(Err(error))),
         }
-    });
+        Err(error) => drop(ready.send(Err(error))),
+    }
 }
 
 pub(super) struct Task {
@@ -307,18 +298,20 @@ impl Task {
     async fn stop(&mut self) {
         self.host_sockets.detach();
         self.attacher.end();
-        while let Some((serial, outcome)) = self.attacher.outcome_by_now() {
-            self.attached(serial, outcome);
-        }
-        let attached: Vec<(Serial, u32, bool)> =
-            self.interfaces.attached().map(|(s, i)| (s, i.index, i.attached == "clsact")).collect();
-        // Filters first: unlike links they do not end with the process.
-        let waits = [(true, WAIT_FOR_FILTERS), (false, WAIT_FOR_LINKS)];
-        for (filters, wait) in waits {
-            for (serial, index, _) in attached.iter().filter(|(_, _, is)| *is == filters) {
-                let interface = self.interfaces.get_mut(*serial);
+        // Filters first: unlike links they do not end with the process. Twice, for the one that was just
+        // being attached.
+        let filters = (true, WAIT_FOR_FILTERS);
+        for (filters, wait) in [filters, filters, (false, WAIT_FOR_LINKS)] {
+            while let Some((serial, outcome)) = self.attacher.outcome_by_now() {
+                self.attached(serial, outcome);
+            }
+            let attached = self.interfaces.attached();
+            let attached = attached.filter(|(_, i)| (i.attached == "clsact") == filters);
+            let attached: Vec<_> = attached.map(|(serial, i)| (serial, i.index)).collect();
+            for (serial, index) in attached {
+                let interface = self.interfaces.get_mut(serial);
                 if let Some(attachments) = interface.and_then(Interface::release) {
-                    self.attacher.leave(*serial, *index, attachments);
+                    self.attacher.leave(serial, index, attachments);
                 }
             }
             let _late = tokio::time::timeout(wait, self.attacher.settled()).await;
