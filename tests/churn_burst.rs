@@ -12,6 +12,13 @@ use orb8_tests::{AgentProcess, Client};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// An agent that follows a node with one pod.
+fn start(node: &Node, pod: &Pod, arguments: &[&str]) -> Result<AgentProcess> {
+    let agent = AgentProcess::start(node, arguments)?;
+    await_attached(&agent, &[pod.veth().to_owned()], 1)?;
+    Ok(agent)
+}
+
 /// Runs a script on the node.
 fn on_node(node: &Node, script: &str) -> Result<String> {
     let output = node.exec(&["sh", "-ec", script])?;
@@ -61,7 +68,7 @@ fn await_attached(agent: &Client, names: &[String], count: usize) -> Result<()> 
 fn interfaces_that_are_renamed_while_they_are_attached_to_are_attached_to() -> Result<()> {
     let node = Node::start(NodeOptions::default())?;
     let pod = node.start_pod(PodSpec::new("shop", "web"))?;
-    let agent = AgentProcess::start(&node, &[])?;
+    let agent = start(&node, &pod, &[])?;
     let mut all = Vec::new();
     for round in 0..4 {
         let new = names(&format!("named{round}-"), 10);
@@ -89,7 +96,7 @@ fn an_agent_that_ends_in_a_burst_leaves_no_filter() -> Result<()> {
     for how in ["clsact", "auto"] {
         let node = Node::start(NodeOptions::default())?;
         let pod = node.start_pod(PodSpec::new("shop", "web"))?;
-        let agent = AgentProcess::start(&node, &["--tc-attach", how])?;
+        let agent = start(&node, &pod, &["--tc-attach", how])?;
         let new = names("burst", 80);
         make(&node, &pod, &new, false)?;
         await_attached(&agent, &new, 8)?;
@@ -104,17 +111,20 @@ fn an_agent_that_ends_in_a_burst_leaves_no_filter() -> Result<()> {
 fn what_an_agent_killed_in_a_burst_leaves_is_cleared_by_the_next() -> Result<()> {
     let node = Node::start(NodeOptions::default())?;
     let pod = node.start_pod(PodSpec::new("shop", "web"))?;
-    let agent = AgentProcess::start(&node, &[])?;
+    let agent = start(&node, &pod, &[])?;
     let new = names("burst", 40);
     make(&node, &pod, &new, false)?;
     await_attached(&agent, &new, 8)?;
+    let interfaces = agent.status()?.interfaces;
+    let how: Vec<_> = interfaces.iter().map(|i| (&*i.name, &*i.attached)).collect();
     agent.kill();
     let left = qdiscs_and_filters(&node, &new)?;
-    ensure!(left.contains("orb8_ingress"), "nothing was left: {left}");
-    let agent = AgentProcess::start(&node, &["--tc-attach", "tcx"])?;
+    ensure!(left.contains("orb8_ingress"), "nothing was left of {how:?}: {left}");
+    let agent = start(&node, &pod, &["--tc-attach", "tcx"])?;
     await_attached(&agent, &new, new.len())?;
     let left = qdiscs_and_filters(&node, &new)?;
-    ensure!(left.trim().is_empty(), "{left}");
+    // A qdisc without a filter could be anybody's: the one that was just being filled stays.
+    ensure!(!left.contains("orb8") && left.matches("clsact").count() <= 1, "{left}");
     agent.terminate()?;
     Ok(())
 }
