@@ -135,8 +135,8 @@ fn every_byte_of_a_storm_of_pods_finds_its_pod_and_container() -> Result<()> {
     eprintln!("{names}");
     eprintln!("lost: {:?}; used: {:?}", status.losses, status.usage);
     eprintln!("{}", tail(&log, 40));
-    for (heard, container) in verdict.short.iter().take(20) {
-        eprintln!("{heard} bytes heard of {container:?}");
+    for (heard, early, container) in verdict.short.iter().take(20) {
+        eprintln!("{heard} bytes heard, {early} early, of {container:?}");
     }
 
     let samples = samples?;

@@ -35,8 +35,8 @@ pub(crate) struct Verdict {
     pub(crate) containers: usize,
     /// Those of them that no record names.
     pub(crate) missing: Vec<Sender>,
-    /// Whoever sent more than was heard, and what was heard.
-    pub(crate) short: Vec<(u64, Sender)>,
+    /// Whoever sent more than was heard, with what was heard, and what of that was early.
+    pub(crate) short: Vec<(u64, u64, Sender)>,
 }
 
 impl Verdict {
@@ -49,12 +49,14 @@ impl Verdict {
             f.direction() == Direction::Egress && (f.dst_port == u32::from(PORT) || is_early(f))
         });
         let (mut by_pod, mut by_container) = (BTreeMap::new(), BTreeMap::new());
+        let mut early = BTreeMap::new();
         let mut verdict = Self::default();
         for flow in sent {
             verdict.heard += flow.bytes;
             if is_early(flow) {
                 verdict.early += flow.bytes;
                 verdict.early_containers += 1;
+                *early.entry(&*flow.container_id).or_insert(0) += flow.bytes;
             }
             if flow.pod_uid.is_empty() {
                 verdict.to_nobody += flow.bytes;
@@ -78,9 +80,10 @@ impl Verdict {
         verdict.to_wrong_container = surplus(&by_container, sums(truth, |sender| &sender.id));
         let due = truth.senders.iter().filter(|s| s.packets > 0 && s.lived >= LONG_ENOUGH);
         verdict.containers = due.clone().count();
-        let heard_of = |s: &Sender| by_container.get(&*s.id).copied().unwrap_or_default();
-        let short = truth.senders.iter().filter(|s| heard_of(s) < s.bytes);
-        verdict.short = short.map(|s| (heard_of(s), s.clone())).collect();
+        let of = |heard: &BTreeMap<&str, u64>, s: &Sender| heard.get(&*s.id).copied().unwrap_or(0);
+        let short = truth.senders.iter().filter(|s| of(&by_container, s) < s.bytes);
+        let short = short.map(|s| (of(&by_container, s), of(&early, s), s.clone()));
+        verdict.short = short.collect();
         verdict.missing = due.filter(|s| !by_container.contains_key(&*s.id)).cloned().collect();
         verdict
     }

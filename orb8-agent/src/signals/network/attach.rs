@@ -246,7 +246,13 @@ impl Task {
                 if let Some(early) = &mut interface.early {
                     early.most = Some(after);
                 }
-                tracing::debug!(interface = &*interface.name, how = interface.attached, "attached");
+                let late = interface.seen_at.elapsed();
+                tracing::debug!(
+                    interface = &*interface.name,
+                    how = interface.attached,
+                    ?late,
+                    "attached"
+                );
                 self.attached_at = Some(Instant::now());
                 self.interfaces.refused.remove(&index);
                 if before != after {

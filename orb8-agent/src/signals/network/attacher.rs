@@ -3,8 +3,8 @@
 //! for that.
 //!
 //! Interfaces that are made faster than that are attached to by clsact, which is some twenty times as
-//! fast: a container may live for less than the wait, and whoever makes the interfaces waits too. On
-//! interfaces that are in use this is not done, since there adding a qdisc can cost packets.
+//! fast: whoever makes the interfaces waits, too. On interfaces that are in use this is not done, since
+//! there adding a qdisc costs packets.
 
 use std::{
     sync::{
@@ -32,6 +32,7 @@ enum Job {
         serial: Serial,
         link: Link,
         how: TcAttach,
+        asked: Instant,
     },
     Detach([Attachment; 2]),
     /// Detach from what is there, and tell.
@@ -76,6 +77,9 @@ pub(super) struct Attacher {
 
 /// New interfaces are attached to by TCX link if the last one was this long ago.
 const BETWEEN_LINKS: Duration = Duration::from_secs(5);
+/// Adding a qdisc makes the kernel drop what is sent to the interface for some milliseconds: that is
+/// not done to one that is older than this, and by then in use.
+const STILL_NEW: Duration = Duration::from_secs(1);
 
 impl Attacher {
     /// Starts the thread in the network namespace of the caller's.
@@ -88,7 +92,9 @@ impl Attacher {
             let opened = Links::open().and_then(|links| Ok((links, Leftovers::open()?)));
             match opened {
                 Ok((links, leftovers)) => {
-                    Worker { object, links, leftovers, ends: told }.work(inbox, outbox).await;
+                    let only_clsact = how == TcAttach::Clsact;
+                    let worker = Worker { object, links, leftovers, ends: told, only_clsact };
+                    worker.work(inbox, outbox).await;
                 }
                 Err(error) => tracing::error!("nothing is attached: {error}"),
             }
@@ -112,7 +118,7 @@ impl Attacher {
             }
         };
         self.pending += 1;
-        self.send(Job::Attach { serial, link: link.clone(), how });
+        self.send(Job::Attach { serial, link: link.clone(), how, asked: now });
     }
 
     pub(super) fn detach(&self, attachments: [Attachment; 2]) {
@@ -168,6 +174,8 @@ struct Worker {
     links: Links,
     leftovers: Leftovers,
     ends: Arc<AtomicBool>,
+    /// Told so: whatever it costs.
+    only_clsact: bool,
 }
 
 impl Worker {
@@ -179,7 +187,10 @@ impl Worker {
         while let Some(job) = jobs.recv().await {
             match job {
                 Job::Attach { .. } if self.ends() => {}
-                Job::Attach { serial, link, how } => {
+                Job::Attach { serial, link, mut how, asked } => {
+                    if how == TcAttach::Clsact && !self.only_clsact && asked.elapsed() > STILL_NEW {
+                        how = TcAttach::Auto;
+                    }
                     let outcome = self.attach(&link, how).await;
                     if self.ends() {
                         if let Outcome::Attached { attachments, .. } = outcome {

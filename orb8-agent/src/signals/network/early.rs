@@ -6,12 +6,12 @@
 //! before. So a container that ended before the kernel let us attach is seen all the same.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use orb8_common::network::{Counts, SocketSent};
+use orb8_common::network::{Counts, Pulse, SocketSent};
 use orb8_proto::{Direction, FlowState};
 
 use super::{
@@ -23,8 +23,10 @@ use super::{
     task::Task,
 };
 use crate::{
+    aggregator::{SliceNumber, slice_of},
     enricher::Attribution,
     k8s::{ContainerId, PodUid, cgroup::CgroupIdentity},
+    ledger::Stage,
     netlink::links::{Link, LinkCounters},
 };
 
@@ -41,6 +43,9 @@ const REMEMBERED_NS: u64 = 60_000_000_000;
 const ORPHANED: Duration = Duration::from_secs(2);
 /// How late the end of an interface may be noticed, or its beginning.
 const SLACK_NS: u64 = 1_000_000_000;
+/// Rows that are kept for queries: five minutes of thirty containers a second. Beyond it the oldest is
+/// forgotten, and that is counted.
+const MOST_ROWS: usize = 10_000;
 /// What an Ethernet interface counts and a socket does not.
 const LINK_HEADER: u64 = 14;
 
@@ -81,6 +86,8 @@ pub(super) struct EarlyTraffic {
     waiting: Vec<Serial>,
     /// Until when sockets are counted; none: they are not.
     watching: Option<Instant>,
+    /// What was given, oldest first, for as long as queries reach back.
+    rows: VecDeque<Flowless>,
     /// What cgroups were given already. There are never more than in `SOCKET_SENT`.
     given: HashMap<u64, Counts>,
 }
@@ -91,6 +98,8 @@ struct Sender {
     cgroup: u64,
     first_ns: u64,
     last_ns: u64,
+    /// It was silent while it was looked at, and shortly before.
+    is_quiet: bool,
     /// What its interfaces' flows do not have of it.
     missing: Counts,
 }
@@ -155,10 +164,13 @@ impl Task {
     /// Takes everything that happened so far, and gives it to its owners, with what happened before
     /// interfaces were attached to. `ends`: nobody will be told later.
     pub(super) fn settle_early(&mut self, ends: bool) {
-        // First what sockets sent, then what interfaces saw of it: what is missing is never too much.
+        // First what sockets sent, then what interfaces saw of it: what is missing is never too much, and
+        // exact where nothing was sent meanwhile.
         let sent = self.socket_sent();
+        let pulse = self.probe.pulse().unwrap_or_default();
         self.settle(Last::Nobody);
-        let senders = self.senders(sent);
+        let after = self.socket_sent();
+        let senders = self.senders(sent, &after, &pulse);
         self.give_early(senders, ends);
         self.watch_while_needed();
     }
@@ -191,7 +203,12 @@ impl Task {
     }
 
     /// Whose sockets sent more than the flows of interfaces have.
-    fn senders(&mut self, sent: HashMap<u64, SocketSent>) -> Vec<Sender> {
+    fn senders(
+        &mut self,
+        sent: HashMap<u64, SocketSent>,
+        after: &HashMap<u64, SocketSent>,
+        read_at: &Pulse,
+    ) -> Vec<Sender> {
         let now = Instant::now();
         self.early.given.retain(|cgroup, _| sent.contains_key(cgroup));
         let mut seen: HashMap<u64, Counts> = HashMap::new();
@@ -231,11 +248,14 @@ impl Task {
             }
             let found = self.context.cgroups.identify(cgroup, now);
             if let Some(identity) = found.and_then(|found| found.identity) {
+                let last_ns = self.clock.boot_ns(sent.last_jiffies);
                 senders.push(Sender {
                     identity,
                     cgroup,
                     first_ns: sent.first_ns,
-                    last_ns: self.clock.boot_ns(sent.last_jiffies),
+                    last_ns,
+                    is_quiet: after.get(&cgroup) == Some(&sent)
+                        && read_at.boot_ns.saturating_sub(last_ns) > QUIET_NS,
                     missing,
                 });
             }
@@ -287,10 +307,8 @@ impl Task {
         if early.most.is_none() && !is_gone {
             return None;
         }
-        let now_ns = self.clock.now_ns();
         let is_its = |sender: &Sender| owner_of(&sender.identity) == owner_of(owner);
-        let quiet = |sender: &Sender| now_ns.saturating_sub(sender.last_ns) > QUIET_NS;
-        if !is_gone && !ends && senders.iter().any(|s| is_its(s) && !quiet(s)) {
+        if !is_gone && !ends && senders.iter().any(|s| is_its(s) && !s.is_quiet) {
             return None;
         }
         let mut its: Vec<Sender> = senders.extract_if(.., |sender| is_its(sender)).collect();
@@ -365,6 +383,7 @@ impl Task {
         let name: Arc<str> = if is_known { Arc::clone(&interface.name) } else { "".into() };
         let mut sum = Counts::default();
         senders.iter().for_each(|sender| add(&mut sum, &sender.missing));
+        tracing::debug!(interface = &*interface.name, senders = senders.len(), ?sum, "early");
         if let Some(early) = &mut interface.early {
             early.by_containers = Some(sum);
         }
@@ -407,6 +426,32 @@ impl Task {
         let state = FlowState::Early;
         let given = Flowless { attribution, interface, direction, counts, at_ns, state };
         self.give_flowless(&given, traffic);
+        self.early.rows.push_back(given);
+        if self.early.rows.len() > MOST_ROWS {
+            self.early.rows.pop_front();
+            self.lose(Stage::Aggregate, "early_history_full", 1, 0);
+        }
+    }
+
+    /// What is to be told of it in answers.
+    pub(super) fn early_rows(&self) -> impl Iterator<Item = &Flowless> {
+        self.early.rows.iter()
+    }
+
+    /// Forgets what left the window.
+    pub(super) fn forget_early(&mut self, oldest: SliceNumber) {
+        self.early.rows.retain(|row| slice_of(row.at_ns) >= oldest);
+    }
+
+    /// Gives names that came late.
+    pub(super) fn rename_early(&mut self) {
+        for row in &mut self.early.rows {
+            if let Some(identity) = &mut row.attribution.identity
+                && let Some(named) = self.enricher.named_by_now(identity)
+            {
+                *identity = named;
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use orb8_common::network::Counts;
-use orb8_proto::{Direction, Event, FlowState, event};
+use orb8_proto::{Direction, Event, FlowState, NetworkFlow, event};
 
 use super::{
     NAME,
@@ -256,16 +256,20 @@ impl Task {
 
     /// Gives what has no flow to its owner, and tells whoever listens.
     pub(super) fn give_flowless(&mut self, given: &Flowless, traffic: Traffic) {
-        let Flowless { attribution, interface, direction, counts, at_ns, state } = given;
-        self.accounts.book(attribution, traffic, *at_ns, interface);
+        self.accounts.book(&given.attribution, traffic, given.at_ns, &given.interface);
         if self.context.live.is_heard(NAME) {
-            let node = &self.context.config.node_name;
-            let mut flow = record::without_flow(node, interface, *direction, attribution, *state);
-            record::set_counts(&mut flow, counts);
-            flow.timestamp_ns = self.clock.unix_ns(*at_ns);
+            let flow = self.flowless(given);
             let event = self.event(event::Event::NetworkFlow(flow));
             self.context.live.publish(NAME, &event, |_, _| true);
         }
+    }
+
+    /// The record of packets without a flow.
+    pub(super) fn flowless(&self, given: &Flowless) -> NetworkFlow {
+        let mut flow = record::without_flow(&self.context.config.node_name, given);
+        record::set_counts(&mut flow, &given.counts);
+        flow.timestamp_ns = self.clock.unix_ns(given.at_ns);
+        flow
     }
 
     pub(super) fn interface_attribution(&mut self, serial: Serial) -> Attribution {

@@ -14,12 +14,14 @@ use tonic::Status;
 
 use super::{
     Filter, NAME,
+    give::Flowless,
     metrics::NetworkMetrics,
     pods::{Account, Owner},
     record,
     task::Task,
 };
 use crate::{
+    aggregator::slice_of,
     netlink::links::Link,
     query::{Kept, PodFilter, Range, limit, losses, unknown},
     signals::Snapshot,
@@ -92,7 +94,8 @@ pub(super) fn flows(task: &Task, query: &FlowQuery) -> Result<FlowResponse, Stat
             rows.push((key, flow, interface, sum));
         }
     }
-    let matched = rows.len();
+    let early: Vec<NetworkFlow> = early(task, &filter, &range).collect();
+    let matched = rows.len() + early.len();
     // Sorted before they are built: most queries want a few of many.
     match query.sort_by() {
         FlowSort::Packets => rows.sort_by_key(|(_, _, _, sum)| Reverse(sum.packets)),
@@ -120,8 +123,35 @@ pub(super) fn flows(task: &Task, query: &FlowQuery) -> Result<FlowResponse, Stat
         row.end_reason = flow.end.map_or("", super::table::End::as_str).into();
         row
     };
-    let flows = rows.into_iter().map(build).collect();
+    let mut flows: Vec<NetworkFlow> = rows.into_iter().map(build).collect();
+    if !early.is_empty() {
+        flows.extend(early);
+        match query.sort_by() {
+            FlowSort::Packets => flows.sort_by_key(|flow| Reverse(flow.packets)),
+            FlowSort::Time => flows.sort_by_key(|flow| Reverse(flow.timestamp_ns)),
+            FlowSort::Unspecified | FlowSort::Bytes => {
+                flows.sort_by_key(|flow| Reverse(flow.bytes));
+            }
+        }
+        flows.truncate(limit(query.limit));
+    }
     Ok(FlowResponse { flows, coverage: Some(coverage(task, &range, matched)) })
+}
+
+/// What passed interfaces before they were attached to, which has no flow.
+fn early<'a>(
+    task: &'a Task,
+    filter: &'a Filter,
+    range: &'a Range,
+) -> impl Iterator<Item = NetworkFlow> + use<'a> {
+    let wanted = |row: &&Flowless| {
+        let identity = row.attribution.identity.as_deref();
+        let (namespace, pod) = identity.map_or(("", ""), |i| (&*i.namespace, &*i.pod_name));
+        (range.from..=range.to).contains(&slice_of(row.at_ns))
+            && (filter.interface.is_empty() || filter.interface == *row.interface)
+            && filter.pods.wants(namespace, pod)
+    };
+    task.early_rows().filter(wanted).map(|row| task.flowless(row))
 }
 
 /// Totals per owner in the window.

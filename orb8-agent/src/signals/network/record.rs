@@ -3,17 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use orb8_common::network::{Counts, VLAN_PRESENT, family, key_flags};
-use orb8_proto::{Direction, FlowState, NetworkFlow};
+use orb8_proto::{Direction, NetworkFlow};
 
 use super::{
+    give::Flowless,
     interfaces::{Interface, Side},
     maps::FlowId,
     table::Flow,
 };
-use crate::{
-    enricher::{Attribution, Identity},
-    probe_loader::Hook,
-};
+use crate::{enricher::Identity, probe_loader::Hook};
 
 /// EtherTypes that have a name of their own (IEEE 802 numbers).
 const ETHERTYPES: [(u16, &str); 5] =
@@ -117,13 +115,8 @@ pub(super) fn frame(node: &str, id: &FlowId, flow: &Flow, interface: &Interface)
 }
 
 /// A record of packets that have no flow of their own. Counters and time are still to be set.
-pub(super) fn without_flow(
-    node: &str,
-    interface: &str,
-    direction: Direction,
-    attribution: &Attribution,
-    state: FlowState,
-) -> NetworkFlow {
+pub(super) fn without_flow(node: &str, given: &Flowless) -> NetworkFlow {
+    let attribution = &given.attribution;
     let identity = attribution.identity.as_deref();
     let text = |of: fn(&Identity) -> &str| identity.map_or("", of).to_owned();
     NetworkFlow {
@@ -134,11 +127,11 @@ pub(super) fn without_flow(
         container_id: text(|i| &i.container_id),
         workload: text(|i| i.workload.as_deref().unwrap_or_default()),
         unit: text(|i| &i.unit),
-        direction: direction.into(),
+        direction: given.direction.into(),
         attributed_by: orb8_proto::AttributedBy::from(attribution.by).into(),
-        interface: interface.into(),
+        interface: given.interface.to_string(),
         node: node.into(),
-        state: state.into(),
+        state: given.state.into(),
         ..NetworkFlow::default()
     }
 }

@@ -260,6 +260,7 @@ impl Task {
             self.pods_generation = generation;
             self.epoch += 1;
             self.rename();
+            self.rename_early();
         }
         self.peers.tick();
         self.follow_host_sockets();
@@ -280,6 +281,7 @@ impl Task {
             self.lose(Stage::Aggregate, "flow_history_full", early as u64, 0);
         }
         self.accounts.forget(oldest);
+        self.forget_early(oldest);
         self.interfaces.forget(Instant::now(), WINDOW);
     }
 
