@@ -60,6 +60,8 @@ impl Traced {
         config.listen = None;
         config.metrics_listen = None;
         config.require_signal = true;
+        // Most promises are the network's, and what else runs on this machine makes system calls.
+        config.signals = vec!["network"];
         change(&mut config);
         let runtime = runtime_in(node.netns())?;
         // On a worker: the thread that waits here is not in the node's namespace.
