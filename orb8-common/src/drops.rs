@@ -20,9 +20,16 @@ pub enum Drop {
     /// Not a loss: event records that were not emitted because no subscriber wants them. They are not
     /// among `EventsSeen`.
     EventsUnwanted = 4,
+    /// Calls whose thread found no room where beginnings are kept: counted, but not how they end.
+    BegunFull = 5,
+    /// Ends of calls that found no room in their table: how those calls ended is known to nobody.
+    OutcomesFull = 6,
+    /// Errors that found no room in their table: they are among all errors, but not under their
+    /// number.
+    ErrorsFull = 7,
 }
 
 impl Drop {
     /// Number of slots, the `max_entries` of `DROPS`.
-    pub const SLOTS: u32 = 5;
+    pub const SLOTS: u32 = 8;
 }

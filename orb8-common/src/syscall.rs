@@ -1,5 +1,8 @@
 //! Records of the syscall signal: counters per container and call, and events.
 
+mod outcome;
+
+pub use outcome::{BUCKETS, Begun, CallOutcomes, ErrorKey, OutcomeKey};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// System call numbers that are counted apart: more than any architecture has. What is beyond them
@@ -70,8 +73,10 @@ pub struct SyscallSettings {
     pub reserved: u32,
 }
 
-/// Value of `SYSCALL_TOLD`, by number: which calls become events.
+/// Value of `SYSCALL_TOLD`, by number: which calls become events. One of the first four, and bits.
 pub mod told {
+    /// The bits in which one of the next four is.
+    pub const HOW: u32 = 3;
     /// Counted, and that is all.
     pub const NEVER: u32 = 0;
     /// One in `sample_every`, to whoever listens.
@@ -80,6 +85,11 @@ pub mod told {
     pub const LISTENED: u32 = 2;
     /// Each, whether somebody listens or not.
     pub const ALWAYS: u32 = 3;
+    /// A bit: each that fails, when it has, to whoever listens; where the ends of calls are watched.
+    pub const FAILED: u32 = 1 << 2;
+    /// A bit: the call never returns, or what is in its register then is no result, as after
+    /// `rt_sigreturn`.
+    pub const NO_RESULT: u32 = 1 << 3;
 }
 
 /// What the text of an event is: [`SyscallEvent::text`].
@@ -102,6 +112,12 @@ pub mod event_flags {
     pub const UNREAD: u32 = 1 << 1;
     /// Not a call of its own: the program that the last `execve` of this thread started.
     pub const STARTED: u32 = 1 << 2;
+    /// Not a call that begins but one that has ended, of which `result` and `duration_ns` tell. It
+    /// may have been told when it began.
+    pub const ENDED: u32 = 1 << 3;
+    /// Of one that has ended: nobody saw it begin, so `duration_ns` is 0. A seccomp filter refused
+    /// it, or it began before orb8 did.
+    pub const UNBEGUN: u32 = 1 << 4;
 }
 
 /// Bytes of text that an event carries at most.
@@ -113,7 +129,7 @@ pub const TEXT_SIZE: usize = 512;
 pub struct SyscallEvent {
     /// The caller's cgroup in the version 2 hierarchy.
     pub cgroup_id: u64,
-    /// `bpf_ktime_get_boot_ns`.
+    /// When it began, by `bpf_ktime_get_boot_ns`.
     pub timestamp_ns: u64,
     /// The caller's process (`tgid`), in the first process namespace.
     pub pid: u32,
@@ -135,6 +151,10 @@ pub struct SyscallEvent {
     pub text_size: u32,
     /// Zero.
     pub reserved: u32,
+    /// What it returned, negative for an error number: of [`event_flags::ENDED`].
+    pub result: i64,
+    /// How long it took: of [`event_flags::ENDED`].
+    pub duration_ns: u64,
 }
 
 // The layout is an interface: a changed number here is a changed protocol.
@@ -143,7 +163,7 @@ const _: () = {
     assert!(size_of::<UnslottedKey>() == 16);
     assert!(size_of::<Current>() == 24);
     assert!(size_of::<SyscallSettings>() == 16);
-    assert!(size_of::<SyscallEvent>() == 112);
+    assert!(size_of::<SyscallEvent>() == 128);
 };
 
 /// Value of `SYSCALL_TEXTS`, by number: what a call's arguments point to.

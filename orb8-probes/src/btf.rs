@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn the_running_kernels_structures_are_found() {
         let btf = Btf::of_kernel().unwrap();
-        for members in [&crate::CGROUP_MEMBERS, &crate::SYSCALL_MEMBERS] {
+        for members in [&crate::CGROUP_MEMBERS[..], crate::SYSCALL_MEMBERS] {
             assert_eq!(offsets(members).unwrap().len(), members.len());
         }
         // The first member of struct list_head, and the second, which is one pointer later.

@@ -1,5 +1,6 @@
 //! The object `syscall_probe`: one program where every system call begins, in the form that the
-//! kernel has, and one where a program has been started.
+//! kernel has, and one where a program has been started; where the ends of calls are watched, one
+//! there and one where a thread ends.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -38,6 +39,33 @@ pub fn orb8_sys_enter_tp(ctx: TracePointContext) -> u32 {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn orb8_process_exec(ctx: RawTracePointContext) -> i32 {
     syscall::started(&ctx);
+    0
+}
+
+/// Attached where the ends of calls are watched, as are the next ones.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn orb8_sys_exit(ctx: BtfTracePointContext) -> i32 {
+    syscall::end(&ctx);
+    0
+}
+
+/// For kernels without type information.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn orb8_sys_exit_raw(ctx: RawTracePointContext) -> i32 {
+    syscall::end(&ctx);
+    0
+}
+
+/// Where that is all there is.
+#[tracepoint(category = "raw_syscalls", name = "sys_exit")]
+pub fn orb8_sys_exit_tp(ctx: TracePointContext) -> u32 {
+    syscall::end(&ctx);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn orb8_process_exit(_ctx: RawTracePointContext) -> i32 {
+    syscall::forget_thread();
     0
 }
 

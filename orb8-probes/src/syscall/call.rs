@@ -1,41 +1,17 @@
-//! A system call as the kernel hands it to each kind of program.
+//! A system call that begins, as the kernel hands it to each kind of program.
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::bpf_probe_read_kernel,
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 
-/// Registers of the calling convention in `struct pt_regs`, which is part of the kernel's interface
-/// to user space. Source: arch/*/include/uapi/asm/ptrace.h, syscall(2).
-#[cfg(bpf_target_arch = "x86_64")]
-mod registers {
-    /// rdi, rsi, rdx, r10, r8, r9.
-    pub(super) const ARGUMENTS: [usize; 6] = [112, 104, 96, 56, 72, 64];
-    /// `cs`, which tells 32-bit code by its segment.
-    pub(super) const MODE: usize = 136;
-    pub(super) const fn is_compat(mode: u64) -> bool {
-        const USER32_CS: u64 = 0x23;
-        mode as u16 as u64 == USER32_CS
-    }
-}
-#[cfg(bpf_target_arch = "aarch64")]
-mod registers {
-    /// x0 to x5. The first is as the caller passed it only in `orig_x0`, but at entry they agree.
-    pub(super) const ARGUMENTS: [usize; 6] = [0, 8, 16, 24, 32, 40];
-    /// `pstate`, which tells 32-bit code by a bit.
-    pub(super) const MODE: usize = 264;
-    pub(super) const fn is_compat(mode: u64) -> bool {
-        const PSR_MODE32_BIT: u64 = 0x10;
-        mode & PSR_MODE32_BIT != 0
-    }
-}
+use super::{mode, registers};
 
 /// A call that begins.
 pub(crate) trait Call {
     /// As in the table of the kernel or, see [`Self::is_compat`], of its 32-bit side.
     fn number(&self) -> i64;
-    /// Made by a 32-bit program.
+    /// Made by 32-bit code, or the way that such code makes calls.
     fn is_compat(&self) -> bool;
     /// The arguments, which lie in registers.
     fn arguments(&self, into: &mut [u64; 6]);
@@ -50,14 +26,12 @@ impl Call for BtfTracePointContext {
 
     #[inline(always)]
     fn is_compat(&self) -> bool {
-        let regs: *const u8 = self.arg(0);
-        // SAFETY: the verifier knows the argument as a `struct pt_regs` and allows its members.
-        registers::is_compat(unsafe { *regs.add(registers::MODE).cast::<u64>() })
+        mode::is_compat_btf(self.arg(0))
     }
 
     #[inline(always)]
     fn arguments(&self, into: &mut [u64; 6]) {
-        read_registers(self.arg(0), into);
+        registers::arguments(self.arg(0), into);
     }
 }
 
@@ -70,20 +44,16 @@ impl Call for RawTracePointContext {
 
     #[inline(always)]
     fn is_compat(&self) -> bool {
-        let regs: *const u8 = self.arg(0);
-        // SAFETY: the helper checks what it reads.
-        let mode = unsafe { bpf_probe_read_kernel(regs.wrapping_add(registers::MODE).cast()) };
-        mode.is_ok_and(registers::is_compat)
+        mode::is_compat(self.arg(0))
     }
 
     #[inline(always)]
     fn arguments(&self, into: &mut [u64; 6]) {
-        read_registers(self.arg(0), into);
+        registers::arguments(self.arg(0), into);
     }
 }
 
-/// `struct trace_event_raw_sys_enter`: the common head, `long id`, `unsigned long args[6]`. The
-/// kernel does not call it for 32-bit programs on x86_64.
+/// `struct trace_event_raw_sys_enter`: the common head, `long id`, `unsigned long args[6]`.
 impl Call for TracePointContext {
     #[inline(always)]
     fn number(&self) -> i64 {
@@ -93,7 +63,7 @@ impl Call for TracePointContext {
 
     #[inline(always)]
     fn is_compat(&self) -> bool {
-        false
+        mode::is_compat_by_task()
     }
 
     #[inline(always)]
@@ -105,16 +75,5 @@ impl Call for TracePointContext {
             into[at] = unsafe { *args.add(2 + at) };
             at += 1;
         }
-    }
-}
-
-#[inline(always)]
-fn read_registers(regs: *const u8, into: &mut [u64; 6]) {
-    let mut at = 0;
-    while at < 6 {
-        let register = regs.wrapping_add(registers::ARGUMENTS[at]);
-        // SAFETY: the helper checks what it reads.
-        into[at] = unsafe { bpf_probe_read_kernel(register.cast()) }.unwrap_or(0);
-        at += 1;
     }
 }

@@ -19,12 +19,12 @@ use orb8_common::{
     drops::Drop,
     syscall::{
         Current, NUMBERS, SyscallEvent, TEXT_SIZE,
-        event_flags::{CUT, STARTED, UNREAD},
+        event_flags::{CUT, ENDED, STARTED, UNBEGUN, UNREAD},
         text, told,
     },
 };
 
-use super::{call::Call, count};
+use super::{Call, Ending, count};
 use crate::{
     emit,
     filter::{self, Whose},
@@ -58,10 +58,18 @@ struct Draft {
     text: [u8; TEXT_SIZE + PART],
 }
 
-#[map]
-static SYSCALL_DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
+/// Which program puts it together. Each has its own, because one may be preempted by another.
+#[derive(Clone, Copy)]
+enum By {
+    Enter,
+    Exec,
+    Exit,
+}
 
-/// What to do with a call.
+#[map]
+static SYSCALL_DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(3, 0);
+
+/// What to do with a call: a word of [`told`].
 #[inline(always)]
 pub(super) fn told(number: u32) -> u32 {
     SYSCALL_TOLD.get(number).copied().unwrap_or(told::NEVER)
@@ -78,9 +86,40 @@ pub(super) fn tell<C: Call>(call: &C, cgroup_id: u64, number: u32, how: u32, cur
     if how != told::ALWAYS && !filter::wants(|| Whose::Cgroup(cgroup_id)) {
         return;
     }
-    let Some(draft) = draft(cgroup_id, number, weight) else { return };
+    let Some(draft) = draft(By::Enter, cgroup_id, number, weight) else { return };
     call.arguments(&mut draft.event.args);
     add_text(draft, number);
+    draft.send();
+}
+
+/// How a call ended.
+pub(super) struct End {
+    pub(super) result: i64,
+    /// Nanoseconds; none of a call that nobody saw begin.
+    pub(super) took: Option<u64>,
+}
+
+/// Tells of a call that has ended, if somebody wants that.
+#[inline(always)]
+pub(super) fn tell_end<E: Ending>(ending: &E, cgroup_id: u64, number: u32, end: End) {
+    if !filter::wants(|| Whose::Cgroup(cgroup_id)) {
+        return;
+    }
+    let Some(draft) = draft(By::Exit, cgroup_id, number, 1) else { return };
+    draft.event.flags = ENDED;
+    draft.event.result = end.result;
+    match end.took {
+        Some(took) => {
+            draft.event.timestamp_ns = draft.event.timestamp_ns.wrapping_sub(took);
+            draft.event.duration_ns = took;
+        }
+        None => draft.event.flags |= UNBEGUN,
+    }
+    if ending.arguments(&mut draft.event.args) {
+        add_text(draft, number);
+    } else {
+        draft.event.flags |= UNREAD;
+    }
     draft.send();
 }
 
@@ -100,9 +139,9 @@ fn sampled(current: &mut Current) -> Option<u32> {
 }
 
 #[inline(always)]
-fn draft(cgroup_id: u64, number: u32, weight: u32) -> Option<&'static mut Draft> {
-    // SAFETY: this CPU's value of a live map, used by one run of the program at a time.
-    let draft = SYSCALL_DRAFT.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })?;
+fn draft(by: By, cgroup_id: u64, number: u32, weight: u32) -> Option<&'static mut Draft> {
+    // SAFETY: this CPU's value of a live map, used by one run of one program at a time.
+    let draft = SYSCALL_DRAFT.get_ptr_mut(by as u32).map(|draft| unsafe { &mut *draft })?;
     let ids = bpf_get_current_pid_tgid();
     draft.event.cgroup_id = cgroup_id;
     // SAFETY: a helper without arguments.
@@ -117,6 +156,8 @@ fn draft(cgroup_id: u64, number: u32, weight: u32) -> Option<&'static mut Draft>
     draft.event.text = text::NONE;
     draft.event.text_size = 0;
     draft.event.reserved = 0;
+    draft.event.result = 0;
+    draft.event.duration_ns = 0;
     Some(draft)
 }
 
@@ -255,7 +296,7 @@ static LINUX_BINPRM_FILENAME: u32 = 0;
 #[inline(always)]
 pub(crate) fn tell_started(ctx: &RawTracePointContext, cgroup_id: u64, number: u32) {
     let (task, bprm): (*const u8, *const u8) = (ctx.arg(0), ctx.arg(2));
-    let Some(draft) = draft(cgroup_id, number, 1) else { return };
+    let Some(draft) = draft(By::Exec, cgroup_id, number, 1) else { return };
     draft.event.flags = STARTED;
     draft.event.text = text::PROGRAM;
     if let Some(filename) = member::<*const u8>(bprm, &LINUX_BINPRM_FILENAME) {

@@ -1,8 +1,13 @@
-//! The syscall signal, kernel side: count a call, and tell of it if somebody wants that.
+//! The syscall signal, kernel side: count a call, and tell of it if somebody wants that; where that
+//! is wanted, also how calls end.
 
 mod call;
 mod count;
+mod end;
+mod ending;
 mod event;
+mod mode;
+mod registers;
 
 use aya_ebpf::{
     helpers::generated::bpf_get_current_cgroup_id, programs::RawTracePointContext,
@@ -10,17 +15,23 @@ use aya_ebpf::{
 use orb8_common::syscall::{COMPAT, NUMBERS, OTHER, told};
 
 pub(crate) use call::Call;
+pub(crate) use end::{end, forget_thread};
+pub(crate) use ending::Ending;
+
 use crate::filter::{self, Whose};
 
 /// A call begins.
 #[inline(always)]
 pub(crate) fn enter<C: Call>(call: &C) {
     let cgroup_id = cgroup_id();
-    let number = number(call);
+    let number = number(call.number(), call.is_compat());
     let Some(current) = count::count(cgroup_id, number) else { return };
-    let how = event::told(number);
+    let how = event::told(number) & told::HOW;
     if how != told::NEVER {
         event::tell(call, cgroup_id, number, how, current);
+    }
+    if end::are_watched() {
+        end::begin(cgroup_id, number);
     }
 }
 
@@ -28,7 +39,7 @@ pub(crate) fn enter<C: Call>(call: &C) {
 #[inline(always)]
 pub(crate) fn started(ctx: &RawTracePointContext) {
     let execve = count::settings().execve;
-    let how = event::told(execve);
+    let how = event::told(execve) & told::HOW;
     let cgroup_id = cgroup_id();
     if how == told::ALWAYS || how == told::LISTENED && filter::wants(|| Whose::Cgroup(cgroup_id)) {
         event::tell_started(ctx, cgroup_id, execve);
@@ -43,11 +54,11 @@ fn cgroup_id() -> u64 {
 
 /// The number under which a call is counted.
 #[inline(always)]
-fn number<C: Call>(call: &C) -> u32 {
-    if call.is_compat() {
+fn number(number: i64, is_compat: bool) -> u32 {
+    if is_compat {
         return COMPAT;
     }
     // Numbers below zero, and the x32 ones, become large ones.
-    let number = call.number() as u64;
+    let number = number as u64;
     if number < NUMBERS as u64 - 2 { number as u32 } else { OTHER }
 }

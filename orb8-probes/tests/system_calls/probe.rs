@@ -60,7 +60,7 @@ pub(crate) fn execs(events: &[&Event]) -> usize {
 impl Probe {
     pub(crate) fn attach(how: How) -> Self {
         let object = orb8_probes::SYSCALL_PROBE.unwrap_or_else(|missing| panic!("{missing}"));
-        let offsets = orb8_probes::btf::offsets(&orb8_probes::SYSCALL_MEMBERS).unwrap();
+        let offsets = orb8_probes::btf::offsets(orb8_probes::SYSCALL_MEMBERS).unwrap();
         let mut loader = EbpfLoader::new();
         for (name, offset) in &offsets {
             loader.override_global(name, offset, true);

@@ -6,6 +6,7 @@ mod gate;
 mod measure;
 mod probe;
 mod report;
+mod syscall;
 
 use anyhow::{Context, Result, ensure};
 
@@ -22,6 +23,8 @@ pub(crate) struct Args {
 enum What {
     /// Nanoseconds per packet of the network probe, and the sizes of its programs
     Network(Network),
+    /// Nanoseconds per system call of the syscall probe, over an empty program and beside bpftrace
+    Syscall(syscall::Args),
     /// Memory and CPU of the agent, idle and with many flows
     Agent {
         /// How to print the result
@@ -58,6 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     match &args.what {
         What::Network(args) => network(args),
+        What::Syscall(args) => syscall::run(args),
         What::Agent { output } => agent::run(*output),
     }
 }

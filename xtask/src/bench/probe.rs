@@ -34,6 +34,8 @@ const STATS: usize = size_of::<FlowStats>();
 /// How large a program is.
 pub(super) struct Size {
     pub(super) program: &'static str,
+    /// Loaded in which way; empty where there is one.
+    pub(super) with: &'static str,
     /// Instructions that the verifier walked through, over all paths.
     pub(super) verified: u32,
     /// Bytes of eBPF as the kernel keeps it.
@@ -51,6 +53,7 @@ pub(super) fn sizes() -> Result<Vec<Size>> {
             let info = program_info(program_mut(&mut ebpf, program)?)?;
             Ok(Size {
                 program,
+                with: "",
                 verified: info.verified_instruction_count().unwrap_or_default(),
                 translated: info.size_translated().unwrap_or_default(),
                 jited: info.size_jitted(),

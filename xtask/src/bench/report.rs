@@ -92,7 +92,7 @@ pub(super) fn json(
 }
 
 /// Kernel and processor.
-fn machine() -> String {
+pub(super) fn machine() -> String {
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
