@@ -63,6 +63,10 @@ pub const CGROUP_MEMBERS: [Member; 4] = [
 pub const SYSCALL_MEMBERS: &[Member] = &[
     #[cfg(target_arch = "x86_64")]
     ("THREAD_INFO_STATUS", ("thread_info", "status")),
+    ("TASK_STRUCT_CGROUPS", ("task_struct", "cgroups")),
+    ("CSS_SET_DFL_CGRP", ("css_set", "dfl_cgrp")),
+    ("CGROUP_KN", ("cgroup", "kn")),
+    ("KERNFS_NODE_ID", ("kernfs_node", "id")),
     ("TASK_STRUCT_MM", ("task_struct", "mm")),
     ("MM_STRUCT_ARG_START", ("mm_struct", "arg_start")),
     ("MM_STRUCT_ARG_END", ("mm_struct", "arg_end")),

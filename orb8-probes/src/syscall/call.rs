@@ -5,14 +5,15 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 
-use super::{mode, registers};
+use super::{
+    mode, number, registers,
+    task::{Task, cgroup_id},
+};
 
 /// A call that begins.
 pub(crate) trait Call {
-    /// As in the table of the kernel or, see [`Self::is_compat`], of its 32-bit side.
-    fn number(&self) -> i64;
-    /// Made by 32-bit code, or the way that such code makes calls.
-    fn is_compat(&self) -> bool;
+    /// The caller's cgroup, and the number under which the call is counted.
+    fn caller(&self) -> (u64, u32);
     /// The arguments, which lie in registers.
     fn arguments(&self, into: &mut [u64; 6]);
 }
@@ -20,13 +21,9 @@ pub(crate) trait Call {
 /// `TP_PROTO(struct pt_regs *regs, long id)`.
 impl Call for BtfTracePointContext {
     #[inline(always)]
-    fn number(&self) -> i64 {
-        self.arg(1)
-    }
-
-    #[inline(always)]
-    fn is_compat(&self) -> bool {
-        mode::is_compat_btf(self.arg(0))
+    fn caller(&self) -> (u64, u32) {
+        let task = Task::current();
+        (task.cgroup_id(), number(self.arg(1), mode::is_compat_btf(self.arg(0), task)))
     }
 
     #[inline(always)]
@@ -38,13 +35,8 @@ impl Call for BtfTracePointContext {
 /// The same arguments, but the verifier does not know their types.
 impl Call for RawTracePointContext {
     #[inline(always)]
-    fn number(&self) -> i64 {
-        self.arg(1)
-    }
-
-    #[inline(always)]
-    fn is_compat(&self) -> bool {
-        mode::is_compat(self.arg(0))
+    fn caller(&self) -> (u64, u32) {
+        (cgroup_id(), number(self.arg(1), mode::is_compat(self.arg(0))))
     }
 
     #[inline(always)]
@@ -56,14 +48,10 @@ impl Call for RawTracePointContext {
 /// `struct trace_event_raw_sys_enter`: the common head, `long id`, `unsigned long args[6]`.
 impl Call for TracePointContext {
     #[inline(always)]
-    fn number(&self) -> i64 {
+    fn caller(&self) -> (u64, u32) {
         // SAFETY: a word of the tracepoint's record.
-        unsafe { *self.as_ptr().cast::<i64>().add(1) }
-    }
-
-    #[inline(always)]
-    fn is_compat(&self) -> bool {
-        mode::is_compat_by_task()
+        let id = unsafe { *self.as_ptr().cast::<i64>().add(1) };
+        (cgroup_id(), number(id, mode::is_compat_by_task()))
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 
-use super::{mode, registers};
+use super::{mode, registers, task::Task};
 
 /// A call that ends.
 pub(crate) trait Ending {
@@ -33,7 +33,7 @@ impl Ending for BtfTracePointContext {
 
     #[inline(always)]
     fn is_compat(&self) -> bool {
-        mode::is_compat_btf(self.arg(0))
+        mode::is_compat_btf(self.arg(0), Task::current())
     }
 
     #[inline(always)]

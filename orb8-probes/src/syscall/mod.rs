@@ -8,23 +8,22 @@ mod ending;
 mod event;
 mod mode;
 mod registers;
+mod task;
 
-use aya_ebpf::{
-    helpers::generated::bpf_get_current_cgroup_id, programs::RawTracePointContext,
-};
+use aya_ebpf::programs::RawTracePointContext;
 use orb8_common::syscall::{COMPAT, NUMBERS, OTHER, told};
 
 pub(crate) use call::Call;
 pub(crate) use end::{end, forget_thread};
 pub(crate) use ending::Ending;
+use task::cgroup_id;
 
 use crate::filter::{self, Whose};
 
 /// A call begins.
 #[inline(always)]
 pub(crate) fn enter<C: Call>(call: &C) {
-    let cgroup_id = cgroup_id();
-    let number = number(call.number(), call.is_compat());
+    let (cgroup_id, number) = call.caller();
     let Some(current) = count::count(cgroup_id, number) else { return };
     let how = event::told(number) & told::HOW;
     if how != told::NEVER {
@@ -44,12 +43,6 @@ pub(crate) fn started(ctx: &RawTracePointContext) {
     if how == told::ALWAYS || how == told::LISTENED && filter::wants(|| Whose::Cgroup(cgroup_id)) {
         event::tell_started(ctx, cgroup_id, execve);
     }
-}
-
-#[inline(always)]
-fn cgroup_id() -> u64 {
-    // SAFETY: a helper without arguments.
-    unsafe { bpf_get_current_cgroup_id() }
 }
 
 /// The number under which a call is counted.

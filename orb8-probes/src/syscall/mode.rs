@@ -2,6 +2,8 @@
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
 
+use super::task::Task;
+
 /// On x86_64 the way into the kernel decides, not the code's own mode: `int 0x80` makes 32-bit calls
 /// in 64-bit programs too. The kernel notes it in the thread.
 #[cfg(bpf_target_arch = "x86_64")]
@@ -46,15 +48,11 @@ mod how {
     }
 }
 
-/// By registers whose type the verifier knows.
+/// By registers and a thread whose types the verifier knows.
 #[inline(always)]
-pub(super) fn is_compat_btf(regs: *const u8) -> bool {
+pub(super) fn is_compat_btf(regs: *const u8, task: Task) -> bool {
     if let Some(offset) = how::status() {
-        // SAFETY: a helper without arguments.
-        let task: *const u8 =
-            unsafe { aya_ebpf::helpers::generated::bpf_get_current_task_btf() }.cast();
-        // SAFETY: the verifier knows a `struct task_struct` and allows its members.
-        return unsafe { *task.add(offset).cast::<u32>() } & how::TS_COMPAT != 0;
+        return task.member::<u32>(offset) & how::TS_COMPAT != 0;
     }
     // SAFETY: the verifier knows the argument as a `struct pt_regs` and allows its members.
     how::is_compat(unsafe { *regs.add(how::MODE).cast::<u64>() })

@@ -62,10 +62,8 @@ impl Programs {
             let settings = ebpf.map_mut("SYSCALL_SETTINGS").context("no map SYSCALL_SETTINGS")?;
             let value =
                 SyscallSettings { generation: 1, sample_every: 100, execve: 0, reserved: 0 };
-            let bytes: [u8; size_of::<SyscallSettings>()] = value
-                .as_bytes()
-                .try_into()
-                .context("settings of another size")?;
+            let bytes: [u8; size_of::<SyscallSettings>()] =
+                value.as_bytes().try_into().context("settings of another size")?;
             Array::<_, [u8; size_of::<SyscallSettings>()]>::try_from(settings)?.set(0, bytes, 0)?;
             // Nobody listens.
             let listeners = ebpf.map_mut("SETTINGS").context("no map SETTINGS")?;
