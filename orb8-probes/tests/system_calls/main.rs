@@ -2,7 +2,11 @@
 //! out.
 
 mod acts;
+mod ends;
+mod exact;
+mod place;
 mod probe;
+mod started;
 
 use std::{os::unix::ffi::OsStrExt, process::Command};
 
@@ -12,13 +16,14 @@ use orb8_common::syscall::{
     event_flags::{CUT, STARTED, UNREAD},
     text, told,
 };
-use probe::{Cgroup, EXECVE, How, Probe, execs};
+use place::Cgroup;
+use probe::{ALL, EXECVE, How, Probe, execs};
 
 const GETPPID: u32 = libc::SYS_getppid as u32;
 
 #[test]
 fn a_cgroup_with_a_slot_is_counted_to_the_call_on_every_kind_of_hook() {
-    for how in [How::Btf, How::Raw] {
+    for how in ALL {
         let cgroup = Cgroup::new("slot");
         let mut probe = Probe::attach(how);
         probe.give_slot(cgroup.id, 7);
