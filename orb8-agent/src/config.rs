@@ -92,6 +92,9 @@ pub struct RawConfig {
     /// [default: 100]
     #[arg(long, env = "ORB8_SYSCALL_SAMPLE", value_name = "N")]
     pub syscall_sample: Option<String>,
+    /// Watch how system calls end as well: errors and latencies, for another 200 to 300 ns per call
+    #[arg(long, env = "ORB8_LATENCY")]
+    pub latency: bool,
     /// System calls that are told even if nobody listens, by name, instead of those that are known
     /// to be sensitive (ptrace, bpf, mount, init_module, …)
     #[arg(long, env = "ORB8_SENSITIVE", value_name = "A,B", value_delimiter = ',')]
@@ -180,6 +183,8 @@ pub struct Config {
     pub syscall_ring_buffer_size: u32,
     /// Of frequent system calls one in so many is told; 0: none.
     pub syscall_sample: u32,
+    /// Watch how system calls end as well.
+    pub syscall_latency: bool,
     /// System calls that are told even if nobody listens, by name.
     pub sensitive: Vec<&'static str>,
     /// How system calls are told apart in metrics.
@@ -274,6 +279,7 @@ impl RawConfig {
                 &mut problems,
             )
             .unwrap_or(DEFAULT_SYSCALL_SAMPLE),
+            syscall_latency: self.latency,
             sensitive: sensitive(&self.sensitive, &mut problems),
             syscall_metrics: or_report(
                 self.syscall_metrics.as_deref().map(syscall_metrics),
@@ -319,6 +325,7 @@ impl RawConfig {
         fill(&mut self.peers, file.peers);
         fill(&mut self.runtime, file.runtime);
         self.insecure |= file.insecure;
+        self.latency |= file.latency;
         for (mine, others) in [
             (&mut self.interfaces, file.interfaces),
             (&mut self.signals, file.signals),

@@ -307,6 +307,13 @@ pub(crate) struct SyscallAgentArgs {
     /// [env: ORB8_SYSCALL_SAMPLE]
     #[arg(long, value_name = "N")]
     pub sample: Option<String>,
+    /// Watch how calls end as well, with what result and after how long. --errors, and --sort-by of
+    /// errors or latency, do so anyhow
+    #[arg(long)]
+    pub latency: bool,
+    /// The command wants it.
+    #[arg(skip)]
+    pub ends: bool,
 }
 
 /// `--tc-attach`.

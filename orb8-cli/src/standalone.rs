@@ -114,6 +114,7 @@ impl Setup for SyscallAgentArgs {
             ("--runtime", self.runtime.is_some()),
             ("--ring-buffer-size", self.ring_buffer_size.is_some()),
             ("--sample", self.sample.is_some()),
+            ("--latency", self.latency),
         ])
     }
 
@@ -122,6 +123,7 @@ impl Setup for SyscallAgentArgs {
         resolve(RawConfig {
             syscall_ring_buffer_size: ring,
             syscall_sample: or_environment(&self.sample, "ORB8_SYSCALL_SAMPLE"),
+            latency: self.latency || self.ends,
             pods: self.pods.clone(),
             runtime: or_environment(&self.runtime, "ORB8_RUNTIME"),
             ..RawConfig::default()

@@ -43,6 +43,8 @@ pub enum Program {
     Calls(Calls),
     /// Run a command to its end, again and again
     Spawn(Spawn),
+    /// Make calls that fail, and calls that take their time
+    Endings(Endings),
     /// Become another command
     Exec(Exec),
 }
@@ -273,6 +275,21 @@ pub struct Spawn {
     /// The command and its arguments; `{}` is how often it was run before
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
+}
+
+/// See [`Program::Endings`].
+#[derive(Args, Clone, Debug, PartialEq, Serialize)]
+pub struct Endings {
+    /// How often each is made: `getsid` of nobody, which is `ESRCH`; the opening of `path`, which is
+    /// `ENOENT`; and a sleep
+    #[arg(long)]
+    pub times: u32,
+    /// A file that is not there
+    #[arg(long)]
+    pub path: String,
+    /// How long each sleep is, in milliseconds
+    #[arg(long)]
+    pub sleep_ms: u64,
 }
 
 /// See [`Program::Exec`].

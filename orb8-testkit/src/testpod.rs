@@ -70,6 +70,7 @@ pub(crate) fn main() -> Result<()> {
         Program::HoldFlows(flows) => flows::hold_flows(&flows, run_time),
         Program::Calls(made) => calls::calls(&made),
         Program::Spawn(spawn) => calls::spawn(&spawn),
+        Program::Endings(endings) => calls::endings(&endings),
         Program::Exec(exec) => {
             let (name, arguments) = exec.command.split_first().context("no command")?;
             let error = process::Command::new(name).args(arguments).exec();

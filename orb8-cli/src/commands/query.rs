@@ -14,8 +14,8 @@ use tonic::Status;
 use super::{filter_text, interface_filter, look, no_interface_filter};
 use crate::{
     args::{
-        Cli, FlowOrder, PodOrder, QueryFlowsArgs, QueryPodsArgs, QuerySyscallsArgs, SyscallOrder,
-        WindowArgs,
+        Cli, FlowOrder, PodOrder, QueryFlowsArgs, QueryPodsArgs, QuerySyscallsArgs,
+        SyscallAgentArgs, SyscallOrder, WindowArgs,
     },
     client::{Client, Session, answer},
     exit::{Exit, Failure},
@@ -94,8 +94,10 @@ pub(super) async fn syscalls(
     args: &QuerySyscallsArgs,
     notes: &Notes,
 ) -> Result<Exit, Failure> {
+    let ends = matches!(args.sort_by, SyscallOrder::Errors | SyscallOrder::Latency);
+    let agent = SyscallAgentArgs { ends, ..args.agent.clone() };
     let (question, columns) =
-        Question::new(cli, &args.window, &args.agent, notes, syscall_columns::COUNTS)?;
+        Question::new(cli, &args.window, &agent, notes, syscall_columns::COUNTS)?;
     let mut query = SyscallQuery {
         namespace: args.window.filter.namespace.clone().unwrap_or_default(),
         pod_name: args.window.filter.pod.clone().unwrap_or_default(),

@@ -17,7 +17,7 @@ use tonic::{Status, Streaming};
 
 use super::{filter_text, interface_filter, look};
 use crate::{
-    args::{Cli, FilterArgs, TraceNetworkArgs, TraceSyscallArgs},
+    args::{Cli, FilterArgs, SyscallAgentArgs, TraceNetworkArgs, TraceSyscallArgs},
     client::{self, Session, answer, status_text},
     exit::{Exit, Failure},
     node_notes::NodeNotes,
@@ -76,7 +76,8 @@ pub(super) async fn syscall(
 ) -> Result<Exit, Failure> {
     let columns = columns::select(syscalls::EVENTS, &args.records.fields, args.records.output)
         .map_err(Failure::Usage)?;
-    let target = Session::target(cli, &args.agent)?;
+    let agent = SyscallAgentArgs { ends: args.errors, ..args.agent.clone() };
+    let target = Session::target(cli, &agent)?;
     let filter = filter_text(&args.filter, "");
     let request = StreamRequest {
         syscalls: args.syscall.clone(),
@@ -90,7 +91,7 @@ pub(super) async fn syscall(
         _ => None,
     };
     follower.nothing = |_| String::from("no call that is told was made");
-    follower.trace(&cli.global.connection, &target, &args.agent, request, args.duration, &filter).await
+    follower.trace(&cli.global.connection, &target, &agent, request, args.duration, &filter).await
 }
 
 fn request(signal: &str, filter: &FilterArgs, duration: Option<Duration>) -> StreamRequest {

@@ -1,11 +1,14 @@
 //! System calls in known numbers, and programs that are started and end.
 
+use std::fs::File;
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use orb8_testkit::Summary;
 use orb8_testkit::known_calls;
-use orb8_testkit::program::{Calls, Spawn};
+use orb8_testkit::program::{Calls, Endings, Spawn};
 
 use super::report;
 
@@ -30,4 +33,15 @@ pub(super) fn spawn(spawn: &Spawn) -> Result<()> {
         ensure!(status.success(), "{name} has ended with {status}");
     }
     report::summary(&Summary { replies: spawn.times.into(), ..Summary::default() })
+}
+
+/// Makes calls that fail, and calls that take their time.
+pub(super) fn endings(endings: &Endings) -> Result<()> {
+    let nobody = rustix::process::Pid::from_raw(i32::MAX).context("a number")?;
+    for _ in 0..endings.times {
+        ensure!(rustix::process::getsid(Some(nobody)).is_err(), "there is a process {nobody:?}");
+        ensure!(File::open(&endings.path).is_err(), "{} is there", endings.path);
+        sleep(Duration::from_millis(endings.sleep_ms));
+    }
+    report::summary(&Summary { replies: endings.times.into(), ..Summary::default() })
 }

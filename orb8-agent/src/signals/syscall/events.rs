@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use orb8_common::syscall::SyscallEvent;
+use orb8_common::syscall::{SyscallEvent, event_flags::ENDED};
 use orb8_proto::{Event, event};
 
 use super::{NAME, execs::Call, names, record, task::Task};
@@ -40,7 +40,8 @@ impl Task {
         events.drain_with_rest(DRAIN, |head: SyscallEvent, rest| {
             let text = rest.get(..head.text_size as usize).unwrap_or(rest);
             bytes += size_of::<SyscallEvent>() + text.len();
-            let executes = [execve, execveat].contains(&Some(head.number));
+            let begins = head.flags & ENDED == 0;
+            let executes = begins && [execve, execveat].contains(&Some(head.number));
             let call = Call { head, text: text.into(), read: now };
             execs.take(call, executes, |call| waiting.push_back(call));
         });
@@ -125,7 +126,7 @@ impl Task {
                 && self
                     .listeners
                     .get(&subscriber)
-                    .is_some_and(|wanted| wanted.wants(call.head.number, &self.telling.sensitive))
+                    .is_some_and(|listener| listener.wants(&call.head, &self.telling.sensitive))
         });
     }
 }

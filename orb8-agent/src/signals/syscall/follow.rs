@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{NAME, task::Task, telling::Wanted};
+use super::{NAME, task::Task, telling::Listener};
 use crate::{
     k8s::pod_metadata::PodMetadataMap,
     live::Interest,
@@ -106,7 +106,7 @@ impl Task {
             // They were checked when they subscribed.
             let wanted = listeners
                 .into_iter()
-                .filter_map(|(id, request)| Some((id, Wanted::parse(&request.syscalls).ok()?)));
+                .filter_map(|(id, request)| Some((id, Listener::parse(&request).ok()?)));
             self.listeners = wanted.collect();
         }
         self.telling.update(self.listeners.values())?;

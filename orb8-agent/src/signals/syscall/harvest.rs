@@ -48,6 +48,7 @@ impl Task {
         let now = Instant::now();
         self.take_unslotted(now)?;
         self.take_slots(now)?;
+        self.take_ends(now)?;
         self.count_kernel_losses()
     }
 
@@ -147,6 +148,8 @@ impl Task {
         stands_at("ring_full", Amount::records(self.kernel.ring_full));
         stands_at("unslotted_full", calls(self.nobodys));
         stands_at("uncounted", calls(self.kernel.uncounted + missed));
+        stands_at("ends_unseen", calls(self.kernel.ends_unseen + self.probe.missed_ends()));
+        stands_at("errors_unnumbered", calls(self.kernel.errors_unnumbered));
         Ok(())
     }
 

@@ -5,6 +5,8 @@
 //! from maps on a tick, calls from a ring; a full ring costs records of calls and never a count.
 
 pub mod classes;
+mod ends;
+mod errno;
 mod events;
 mod execs;
 mod follow;
@@ -18,6 +20,7 @@ mod slots;
 mod table;
 mod task;
 mod telling;
+mod watcher;
 
 use orb8_proto::{
     StreamRequest, SyscallProfileQuery, SyscallProfileResponse, SyscallQuery, SyscallResponse,

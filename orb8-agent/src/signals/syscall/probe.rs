@@ -24,6 +24,10 @@ pub(super) struct KernelCounts {
     pub(super) events_unwanted: u64,
     pub(super) ring_full: u64,
     pub(super) uncounted: u64,
+    /// Calls that were counted, but not how they ended.
+    pub(super) ends_unseen: u64,
+    /// Calls whose error was counted, but not under its number.
+    pub(super) errors_unnumbered: u64,
 }
 
 /// The loaded probe and its maps.
@@ -31,6 +35,8 @@ pub(super) struct Probe {
     /// Until it is detached.
     object: Option<Object>,
     program: &'static str,
+    /// Where calls end.
+    ends: Option<&'static str>,
     counts: RawMap,
     slots: RawMap,
     unslotted: RawMap,
@@ -45,17 +51,24 @@ impl Probe {
     /// Loads the object. Nothing is attached yet.
     pub(super) fn load(config: &Config) -> Result<Self, LoadError> {
         let slots = slots_for(aya::util::nr_cpus().unwrap_or(1));
-        let sizes = [
+        let latency = config.syscall_latency;
+        let mut sizes = vec![
             ("SYSCALL_EVENTS", config.syscall_ring_buffer_size),
             ("SYSCALL_COUNTS", slots),
             ("SYSCALL_SLOTS", slots),
         ];
-        let (offsets, missing) = match orb8_probes::btf::offsets(&orb8_probes::SYSCALL_MEMBERS) {
+        if !latency {
+            sizes.extend(
+                ["SYSCALL_BEGUN", "SYSCALL_OUTCOMES", "SYSCALL_ERRORS"].map(|map| (map, 1)),
+            );
+        }
+        let (mut globals, missing) = match orb8_probes::btf::offsets(orb8_probes::SYSCALL_MEMBERS) {
             Ok(offsets) => (offsets, None),
             Err(why) => (Vec::new(), Some(why)),
         };
         let missing = missing.map(|why| format!("arguments of programs may stay unread: {why}"));
-        let mut object = Object::load(orb8_probes::SYSCALL_PROBE?, &sizes, &offsets)?;
+        globals.push(("WATCH_ENDS", u32::from(latency)));
+        let mut object = Object::load(orb8_probes::SYSCALL_PROBE?, &sizes, &globals)?;
         let mut map = |name| object.map(name);
         let (counts, slots) = (map("SYSCALL_COUNTS")?, map("SYSCALL_SLOTS")?);
         let (unslotted, settings) = (map("SYSCALL_UNSLOTTED")?, map("SYSCALL_SETTINGS")?);
@@ -70,6 +83,7 @@ impl Probe {
         let probe = Self {
             object,
             program: "",
+            ends: None,
             counts,
             slots,
             unslotted,
@@ -95,14 +109,7 @@ impl Probe {
 
     /// Attaches, by the cheapest kind of program that this kernel has. From here on calls are counted.
     pub(super) fn attach(&mut self) -> Result<(), LoadError> {
-        let object = self.object()?;
-        self.program = match object.attach_btf_tracepoint("orb8_sys_enter", "sys_enter") {
-            Ok(()) => "orb8_sys_enter",
-            Err(why) => {
-                tracing::debug!("sys_enter by its types: {why}");
-                self.attach_untyped(why)?
-            }
-        };
+        self.program = attach_at(self.object()?, &ENTER)?;
         if self.missing.is_none() {
             let attached =
                 self.object()?.attach_raw_tracepoint("orb8_process_exec", "sched_process_exec");
@@ -112,16 +119,12 @@ impl Probe {
         Ok(())
     }
 
-    /// What is told of a failure is why the first kind could not be: the others are for old kernels.
-    fn attach_untyped(&mut self, first: LoadError) -> Result<&'static str, LoadError> {
+    /// Attaches where calls end, which is of use before calls are counted.
+    pub(super) fn attach_ends(&mut self) -> Result<(), LoadError> {
         let object = self.object()?;
-        if object.attach_raw_tracepoint("orb8_sys_enter_raw", "sys_enter").is_ok() {
-            return Ok("orb8_sys_enter_raw");
-        }
-        match object.attach_tracepoint("orb8_sys_enter_tp", "raw_syscalls", "sys_enter") {
-            Ok(()) => Ok("orb8_sys_enter_tp"),
-            Err(_as_well) => Err(first),
-        }
+        object.attach_raw_tracepoint("orb8_process_exit", "sched_process_exit")?;
+        self.ends = Some(attach_at(object, &EXIT)?);
+        Ok(())
     }
 
     /// Slots that there are.
@@ -176,6 +179,8 @@ impl Probe {
             events_unwanted: sum(Drop::EventsUnwanted)?,
             ring_full: sum(Drop::RingFull)?,
             uncounted: sum(Drop::Uncounted)?,
+            ends_unseen: sum(Drop::BegunFull)? + sum(Drop::OutcomesFull)?,
+            errors_unnumbered: sum(Drop::ErrorsFull)?,
         })
     }
 
@@ -186,6 +191,12 @@ impl Probe {
         self.object.as_mut()?.recursion_misses(program)
     }
 
+    /// Calls at whose end the kernel did not run the program.
+    pub(super) fn missed_ends(&mut self) -> u64 {
+        let Some(program) = self.ends else { return 0 };
+        self.object.as_mut().and_then(|object| object.recursion_misses(program)).unwrap_or(0)
+    }
+
     /// Fill of the maps, and their memory in the kernel.
     pub(super) fn fill(
         &self,
@@ -193,12 +204,6 @@ impl Probe {
         unslotted: usize,
         ring: (u64, u64),
     ) -> (Vec<MapStatus>, u64) {
-        let status = |name: &str, kind: &str, entries, max_entries: u64| MapStatus {
-            name: name.into(),
-            r#type: kind.into(),
-            entries,
-            max_entries,
-        };
         let maps = vec![
             status(
                 "SYSCALL_COUNTS",
@@ -216,5 +221,41 @@ impl Probe {
         ];
         let all = [&self.counts, &self.slots, &self.unslotted, &self.settings, &self.drops];
         (maps, all.iter().map(|map| map.memory()).sum::<u64>() + ring.1)
+    }
+}
+
+/// How full a map is.
+pub(super) fn status(name: &str, kind: &str, entries: u64, max_entries: u64) -> MapStatus {
+    MapStatus { name: name.into(), r#type: kind.into(), entries, max_entries }
+}
+
+/// Programs for one tracepoint: by its types, raw, and classic.
+struct Kinds {
+    at: &'static str,
+    programs: [&'static str; 3],
+}
+
+const ENTER: Kinds = Kinds {
+    at: "sys_enter",
+    programs: ["orb8_sys_enter", "orb8_sys_enter_raw", "orb8_sys_enter_tp"],
+};
+const EXIT: Kinds =
+    Kinds { at: "sys_exit", programs: ["orb8_sys_exit", "orb8_sys_exit_raw", "orb8_sys_exit_tp"] };
+
+/// Attaches the cheapest kind of program that this kernel has. What is told of a failure is why the
+/// first kind could not be: the others are for old kernels.
+fn attach_at(object: &mut Object, kinds: &Kinds) -> Result<&'static str, LoadError> {
+    let Kinds { at, programs: [typed, raw, classic] } = *kinds;
+    let why = match object.attach_btf_tracepoint(typed, at) {
+        Ok(()) => return Ok(typed),
+        Err(why) => why,
+    };
+    tracing::debug!("{at} by its types: {why}");
+    if object.attach_raw_tracepoint(raw, at).is_ok() {
+        return Ok(raw);
+    }
+    match object.attach_tracepoint(classic, "raw_syscalls", at) {
+        Ok(()) => Ok(classic),
+        Err(_as_well) => Err(why),
     }
 }

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use orb8_proto::{
-    Coverage, StreamRequest, SyscallCount, SyscallProfile, SyscallProfileQuery,
+    Coverage, StreamRequest, SyscallCount, SyscallOutcome, SyscallProfile, SyscallProfileQuery,
     SyscallProfileResponse, SyscallQuery, SyscallResponse, SyscallSort,
 };
 use tonic::Status;
@@ -27,7 +27,7 @@ use crate::{
 /// A request for records has to name pods and calls that there are.
 pub(super) fn check_stream(task: &Task, request: &StreamRequest) -> Result<(), Status> {
     Wanted::parse(&request.syscalls).map_err(Status::invalid_argument)?;
-    if request.errors_only {
+    if request.errors_only && task.ends.is_none() {
         return Err(no_ends());
     }
     check(task, &PodFilter::new(&request.namespace, &request.pod_name))
@@ -35,7 +35,8 @@ pub(super) fn check_stream(task: &Task, request: &StreamRequest) -> Result<(), S
 
 fn no_ends() -> Status {
     Status::failed_precondition(
-        "this agent watches the beginnings of system calls only: it knows no errors and no latencies",
+        "this agent watches the beginnings of system calls only: it knows no errors and no latencies; \
+         start it with --latency",
     )
 }
 
@@ -71,35 +72,49 @@ pub(super) fn calls(task: &Task, query: &SyscallQuery) -> Result<SyscallResponse
         Wanted::Usual => None,
         Wanted::Calls(numbers) => Some(numbers),
     };
-    if matches!(query.sort_by(), SyscallSort::Errors | SyscallSort::Latency) {
+    let by_end = matches!(query.sort_by(), SyscallSort::Errors | SyscallSort::Latency);
+    if by_end && task.ends.is_none() {
         return Err(no_ends());
     }
     let kept = Kept { started_ns: task.started_ns, now_ns: boot_ns(), wall: task.wall };
     let range = Range::new(kept, query.start_time_ns, query.end_time_ns)?;
     let mut rows = Vec::new();
     for (_, account) in task.accounts.iter().filter(|(_, a)| is_of(a, &filter, &query.container)) {
-        for (number, calls) in account.sums(range.from, range.to) {
+        let mut outcomes = account.ends.outcomes(range.from, range.to);
+        let mut sums = account.sums(range.from, range.to);
+        // Calls that a filter refused never began, and some that end now began long ago.
+        sums.extend(outcomes.keys().map(|number| (*number, 0)));
+        sums.sort_unstable_by_key(|(number, calls)| (*number, Reverse(*calls)));
+        sums.dedup_by_key(|(number, _)| *number);
+        for (number, calls) in sums {
             if numbers.as_ref().is_none_or(|numbers| numbers.contains(&number.into())) {
-                rows.push((account, number, calls));
+                let none = || task.ends.as_ref().map(|_| SyscallOutcome::default());
+                let outcome = outcomes.remove(&number).or_else(none);
+                rows.push(Row { account, number, calls, outcome });
             }
         }
     }
     let matched = rows.len();
-    let by_name = |(account, number, _): &(&Account, u16, u64)| {
-        let identity = account.identity();
+    let by_name = |row: &Row<'_>| {
+        let identity = row.account.identity();
         let owner = identity.map(|i| {
             let Identity { namespace, pod_name, container, unit, .. } = &**i;
             (namespace.clone(), pod_name.clone(), unit.clone(), container.clone())
         });
-        (owner, names::name((*number).into()))
+        (owner, names::name(row.number.into()))
     };
     match query.sort_by() {
         SyscallSort::Name => rows.sort_by_cached_key(by_name),
-        _ => rows.sort_by_cached_key(|row| (Reverse(row.2), by_name(row))),
+        SyscallSort::Errors => {
+            rows.sort_by_cached_key(|row| (Reverse(row.end(|o| o.errors)), by_name(row)));
+        }
+        SyscallSort::Latency => {
+            rows.sort_by_cached_key(|row| (Reverse(row.end(|o| o.p99_ns)), by_name(row)));
+        }
+        _ => rows.sort_by_cached_key(|row| (Reverse(row.calls), by_name(row))),
     }
     rows.truncate(limit(query.limit));
-    let build = |(account, number, calls)| row(task, account, number, calls);
-    let syscalls = rows.into_iter().map(build).collect();
+    let syscalls = rows.into_iter().map(|row| row.build(task)).collect();
     Ok(SyscallResponse { syscalls, coverage: Some(coverage(task, &range, matched)) })
 }
 
@@ -110,7 +125,27 @@ fn is_of(account: &Account, filter: &PodFilter, container: &str) -> bool {
         && (container.is_empty() || container == of(|i| &i.container))
 }
 
-fn row(task: &Task, account: &Account, number: u16, calls: u64) -> SyscallCount {
+/// A line of the answer.
+struct Row<'a> {
+    account: &'a Account,
+    number: u16,
+    calls: u64,
+    /// Where the ends of calls are watched.
+    outcome: Option<SyscallOutcome>,
+}
+
+impl Row<'_> {
+    fn end(&self, of: impl FnOnce(&SyscallOutcome) -> u64) -> u64 {
+        self.outcome.as_ref().map_or(0, of)
+    }
+
+    fn build(self, task: &Task) -> SyscallCount {
+        let Self { account, number, calls, outcome } = self;
+        SyscallCount { outcome, ..count(task, account, number, calls) }
+    }
+}
+
+fn count(task: &Task, account: &Account, number: u16, calls: u64) -> SyscallCount {
     let identity = account.identity();
     let text = |of: fn(&Identity) -> &str| identity.map_or("", |i| of(i)).to_owned();
     let last = account.totals().iter().find(|total| total.number == number);
@@ -201,6 +236,11 @@ pub(super) fn snapshot(task: &Task) -> Snapshot {
     let size = u64::from(task.context.config.syscall_ring_buffer_size);
     let ring = (task.ring_used, size);
     let (mut maps, mut map_bytes) = task.probe.fill(task.slots.len(), task.unslotted.len(), ring);
+    if let Some(ends) = &task.ends {
+        let (more, bytes) = ends.fill();
+        maps.extend(more);
+        map_bytes += bytes;
+    }
     let metadata = &task.filter.metadata;
     maps.push(metadata.status());
     map_bytes += metadata.memory();

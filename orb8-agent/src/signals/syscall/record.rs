@@ -3,12 +3,12 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6};
 
 use orb8_common::syscall::{
-    event_flags::{CUT, UNREAD},
+    event_flags::{CUT, ENDED, UNBEGUN, UNREAD},
     text,
 };
 use orb8_proto::SyscallEvent;
 
-use super::{execs::Call, names};
+use super::{errno, execs::Call, names};
 use crate::{
     clock::WallClock,
     enricher::{Attribution, Identity},
@@ -67,6 +67,11 @@ pub(super) fn event(
         unread: head.flags & UNREAD != 0,
         ..SyscallEvent::default()
     };
+    if head.flags & ENDED != 0 {
+        event.result = Some(head.result);
+        event.duration_ns = (head.flags & UNBEGUN == 0).then_some(head.duration_ns);
+        event.error = u32::try_from(-head.result).map(errno::name).unwrap_or_default();
+    }
     match head.text {
         text::PATH => event.path = first_text(&call.text),
         text::PROGRAM => {

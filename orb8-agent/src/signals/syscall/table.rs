@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use super::ends::{Ends, Figure};
 use crate::{
     aggregator::{SliceNumber, oldest_kept, slice_of},
     enricher::{Attribution, Identity},
@@ -45,6 +46,8 @@ pub(super) struct Account {
     totals: Vec<Total>,
     /// Oldest first; each by number.
     slices: VecDeque<(SliceNumber, Vec<(u16, u64)>)>,
+    /// How calls ended, where that is watched.
+    pub(super) ends: Ends,
     /// When it was first seen.
     pub(super) first_ns: u64,
     pub(super) last_ns: u64,
@@ -62,6 +65,7 @@ impl Account {
             attribution,
             totals: Vec::new(),
             slices: VecDeque::new(),
+            ends: Ends::default(),
             first_ns: now_ns,
             last_ns: now_ns,
             since_start,
@@ -169,6 +173,13 @@ impl Accounts {
     pub(super) fn book(&mut self, owner: &Owner, calls: &[(u16, u64)], now_ns: u64) {
         if let Some(account) = self.accounts.get_mut(owner) {
             account.book(calls, now_ns);
+        }
+    }
+
+    /// Books how calls of an owner that was met ended.
+    pub(super) fn book_ends(&mut self, owner: &Owner, ends: &[((u16, Figure), u64)], now_ns: u64) {
+        if let Some(account) = self.accounts.get_mut(owner) {
+            account.ends.book(ends, now_ns);
         }
     }
 

@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{
     Command, Context, NAME, SyscallError,
+    ends::Figure,
     events::Last,
     execs::{Call, Execs},
     follow::EventFilter,
@@ -22,7 +23,8 @@ use super::{
     query,
     slots::Slots,
     table::{Accounts, Owner},
-    telling::{Telling, Wanted},
+    telling::{Listener, Telling},
+    watcher::Watcher,
 };
 use crate::{
     aggregator::{oldest_kept, slice_of},
@@ -83,6 +85,10 @@ pub(super) struct Task {
     /// What was taken of the counters of cgroups without a slot.
     pub(super) unslotted: HashMap<UnslottedKey, Taken>,
     pub(super) kernel: KernelCounts,
+    /// Where the ends of calls are watched.
+    pub(super) ends: Option<Watcher>,
+    /// Ends of calls by cgroups of which it is not known whose they are.
+    pub(super) ended: HashMap<u64, Vec<((u16, Figure), u64)>>,
     /// Calls of all units together, closed accounts included.
     pub(super) units: BTreeMap<u16, u64>,
     /// Calls that were nobody's so far.
@@ -91,7 +97,7 @@ pub(super) struct Task {
     /// Events of containers that are not known yet, in order.
     pub(super) waiting: VecDeque<Call>,
     pub(super) telling: Telling,
-    pub(super) listeners: HashMap<SubscriberId, Wanted>,
+    pub(super) listeners: HashMap<SubscriberId, Listener>,
     pub(super) filter: EventFilter,
     pub(super) cgroup_changes: watch::Receiver<u64>,
     pub(super) enricher: Enricher,
@@ -105,7 +111,7 @@ impl Task {
     fn start(context: Context) -> Result<Self, SyscallError> {
         let mut probe = Probe::load(&context.config)?;
         let ring = probe.object()?.ring("SYSCALL_EVENTS")?;
-        let telling = Telling::of(probe.object()?, &context.config.sensitive)?;
+        let telling = Telling::of(probe.object()?, &context.config)?;
         let filter = EventFilter::of(probe.object()?)?;
         let mut task = Self {
             events: Collector::new(ring, context.ledger.clone(), NAME),
@@ -119,6 +125,8 @@ impl Task {
             unknown: HashMap::new(),
             unslotted: HashMap::new(),
             kernel: KernelCounts::default(),
+            ends: None,
+            ended: HashMap::new(),
             units: BTreeMap::new(),
             nobodys: 0,
             execs: Execs::default(),
@@ -136,6 +144,9 @@ impl Task {
         };
         // Before the first call can be counted: who has a slot from the start costs less.
         task.follow_cgroups();
+        if task.context.config.syscall_latency {
+            task.watch_ends();
+        }
         task.probe.attach()?;
         // After it: what is not among these was made under the probe's eyes.
         task.follow_cgroups();
@@ -144,6 +155,17 @@ impl Task {
         task.update_telling();
         task.report_state();
         Ok(task)
+    }
+
+    /// Counts go on without.
+    fn watch_ends(&mut self) {
+        let attached = self.probe.attach_ends().and_then(|()| Watcher::of(self.probe.object()?));
+        match attached {
+            Ok(watcher) => self.ends = Some(watcher),
+            Err(why) => {
+                self.probe.missing = Some(format!("the ends of calls are not watched: {why}"));
+            }
+        }
     }
 
     fn report_state(&self) {

@@ -2,10 +2,14 @@
 
 use std::{io, sync::LazyLock};
 
-use orb8_common::syscall::{NUMBERS, TextOf, text, told};
+use orb8_common::syscall::{NUMBERS, SyscallEvent, TextOf, event_flags::ENDED, text, told};
+use orb8_proto::StreamRequest;
 
 use super::names;
-use crate::probe_loader::{LoadError, Object, RawMap};
+use crate::{
+    config::Config,
+    probe_loader::{LoadError, Object, RawMap},
+};
 
 /// Calls that are told even if nobody listens, where the configuration does not say: with them a
 /// process leaves its container, changes the kernel, or looks into others.
@@ -83,6 +87,9 @@ const TEXTS: [(u32, &str); 4] = [
     (text::NONE, ""),
 ];
 
+/// They do not return, or what they return is none of their own.
+const WITHOUT_RESULT: [&str; 3] = ["exit", "exit_group", "rt_sigreturn"];
+
 /// What becomes of each call while somebody listens who names none.
 static USUAL: LazyLock<[u32; NUMBERS]> = LazyLock::new(|| {
     let mut told = [told::NEVER; NUMBERS];
@@ -94,7 +101,7 @@ static USUAL: LazyLock<[u32; NUMBERS]> = LazyLock::new(|| {
     told
 });
 
-/// What one listener wants told.
+/// Which calls one listener wants told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// What is worth telling, and what is sensitive.
@@ -129,16 +136,41 @@ impl Wanted {
     }
 }
 
+/// What one listener wants told: calls that begin, or calls that have failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Listener {
+    calls: Wanted,
+    failed: bool,
+}
+
+impl Listener {
+    /// What a request means; for a name that is no call here, who may have been meant.
+    pub(super) fn parse(request: &StreamRequest) -> Result<Self, String> {
+        Ok(Self { calls: Wanted::parse(&request.syscalls)?, failed: request.errors_only })
+    }
+
+    /// Whether this listener wants to hear of a call.
+    pub(super) fn wants(&self, call: &SyscallEvent, sensitive: &[u32]) -> bool {
+        let has_failed = call.flags & ENDED != 0;
+        if has_failed != self.failed {
+            return false;
+        }
+        has_failed && self.calls == Wanted::Usual || self.calls.wants(call.number, sensitive)
+    }
+}
+
 /// The probe's end of it.
 pub(super) struct Telling {
     told: RawMap,
+    /// Whether the probe watches the ends of calls.
+    ends: bool,
     written: Box<[u32; NUMBERS]>,
     pub(super) sensitive: Vec<u32>,
 }
 
 impl Telling {
     /// Writes what arguments point to. Until the first [`Self::update`] nothing is told.
-    pub(super) fn of(object: &mut Object, sensitive: &[&str]) -> Result<Self, LoadError> {
+    pub(super) fn of(object: &mut Object, config: &Config) -> Result<Self, LoadError> {
         let texts = object.map("SYSCALL_TEXTS")?;
         let failed = |error| LoadError::MapIo { name: "SYSCALL_TEXTS".into(), error };
         for (text, calls) in TEXTS {
@@ -150,16 +182,20 @@ impl Telling {
         }
         let told = object.map("SYSCALL_TOLD")?;
         let written = Box::new([told::NEVER; NUMBERS]);
-        let sensitive = sensitive.iter().filter_map(|name| names::number(name)).collect();
-        Ok(Self { told, written, sensitive })
+        let sensitive = config.sensitive.iter().filter_map(|name| names::number(name)).collect();
+        Ok(Self { told, ends: config.syscall_latency, written, sensitive })
     }
 
     /// Tells the probe what all listeners together want, besides what is told anyhow.
     pub(super) fn update<'a>(
         &mut self,
-        listeners: impl Iterator<Item = &'a Wanted>,
+        listeners: impl Iterator<Item = &'a Listener> + Clone,
     ) -> io::Result<()> {
-        let now = what(listeners, &self.sensitive);
+        let begin = listeners.clone().filter(|listener| !listener.failed);
+        let mut now = what(begin.map(|listener| &listener.calls), &self.sensitive);
+        if self.ends {
+            add_ends(&mut now, listeners.filter(|l| l.failed).map(|l| &l.calls));
+        }
         for (number, how) in (0..).zip(now) {
             let written = &mut self.written[number as usize % NUMBERS];
             if *written != how {
@@ -193,6 +229,23 @@ fn what<'a>(listeners: impl Iterator<Item = &'a Wanted>, sensitive: &[u32]) -> [
         told[number as usize % NUMBERS] = told::ALWAYS;
     }
     told
+}
+
+/// What of calls that end is told, and which have no end.
+fn add_ends<'a>(told: &mut [u32; NUMBERS], listeners: impl Iterator<Item = &'a Wanted>) {
+    for wanted in listeners {
+        match wanted {
+            Wanted::Usual => told.iter_mut().for_each(|told| *told |= told::FAILED),
+            Wanted::Calls(calls) => {
+                for &number in calls {
+                    told[number as usize % NUMBERS] |= told::FAILED;
+                }
+            }
+        }
+    }
+    for number in WITHOUT_RESULT.into_iter().filter_map(names::number) {
+        told[number as usize % NUMBERS] |= told::NO_RESULT;
+    }
 }
 
 #[cfg(test)]
@@ -237,6 +290,31 @@ mod tests {
         assert_eq!(told[number("openat") as usize], told::LISTENED);
         assert!(named.wants(number("getcwd"), &[]) && !Wanted::Usual.wants(number("getcwd"), &[]));
         assert!(!named.wants(number("openat"), &[]) && Wanted::Usual.wants(number("openat"), &[]));
+    }
+
+    #[test]
+    fn who_wants_errors_hears_of_calls_that_failed_and_of_nothing_else() {
+        let parse = |syscalls: &[&str], errors_only| {
+            let syscalls = syscalls.iter().map(|name| (*name).to_owned()).collect();
+            Listener::parse(&StreamRequest { syscalls, errors_only, ..Default::default() }).unwrap()
+        };
+        let call = |name, flags| {
+            let bytes = [0; size_of::<SyscallEvent>()];
+            let head = <SyscallEvent as orb8_common::Record>::decode(&bytes).unwrap();
+            SyscallEvent { number: number(name), flags, ..head }
+        };
+        let (all, one, usual) = (parse(&[], true), parse(&["read"], true), parse(&[], false));
+        let hears = |name, flags| {
+            [&all, &one, &usual].map(|listener| listener.wants(&call(name, flags), &[]))
+        };
+        assert_eq!(hears("read", ENDED), [true, true, false]);
+        assert_eq!(hears("getcwd", ENDED), [true, false, false]);
+        assert_eq!(hears("openat", 0), [false, false, true]);
+        let mut told = what([&usual.calls].into_iter(), &[]);
+        add_ends(&mut told, [&one.calls].into_iter());
+        assert_eq!(told[number("read") as usize], told::SAMPLED | told::FAILED);
+        assert_eq!(told[number("openat") as usize], told::LISTENED);
+        assert_eq!(told[number("exit_group") as usize], told::LISTENED | told::NO_RESULT);
     }
 
     #[test]
