@@ -4,6 +4,7 @@
 //! One task owns everything (`task.rs`); others send it a `Command` and get an answer. Counts are read
 //! from maps on a tick, calls from a ring; a full ring costs records of calls and never a count.
 
+mod anomaly;
 pub mod classes;
 mod ends;
 mod errno;
