@@ -134,9 +134,9 @@ impl OrbitService for Api {
 
     async fn query_anomalies(
         &self,
-        _request: Request<AnomalyQuery>,
+        request: Request<AnomalyQuery>,
     ) -> Result<Response<AnomalyResponse>, Status> {
-        Err(Status::unimplemented("this agent does not look for anomalies"))
+        self.syscall()?.anomalies(request.into_inner()).await.map(Response::new)
     }
 
     async fn get_syscall_profile(

@@ -30,6 +30,12 @@ pub const DEFAULT_RING_BUFFER_SIZE: u32 = 1 << 20;
 pub const DEFAULT_SYSCALL_RING_BUFFER_SIZE: u32 = 512 << 10;
 /// Of frequent calls one in so many is told.
 pub const DEFAULT_SYSCALL_SAMPLE: u32 = 100;
+/// How long a workload is learnt: jobs within it come by a few times, and nobody waits for a day.
+pub const DEFAULT_LEARN: Duration = Duration::from_secs(30 * 60);
+/// Windows of rates: shorter ones are noisier.
+pub const DEFAULT_ANOMALY_WINDOW: Duration = Duration::from_secs(10);
+/// After this long without a sight an anomaly is over.
+pub const DEFAULT_ANOMALY_QUIET: Duration = Duration::from_secs(5 * 60);
 /// Largest ring that is accepted.
 pub const MAX_RING_BUFFER_SIZE: u32 = 32 << 20;
 /// Entries per address family. Too small costs flow detail, which is counted; never a total.
@@ -99,6 +105,20 @@ pub struct RawConfig {
     /// to be sensitive (ptrace, bpf, mount, init_module, …)
     #[arg(long, env = "ORB8_SENSITIVE", value_name = "A,B", value_delimiter = ',')]
     pub sensitive: Vec<String>,
+    /// How long the usual system calls of a workload are learnt, before what departs from them is
+    /// reported [default: 30m]
+    #[arg(long, env = "ORB8_LEARN", value_name = "TIME")]
+    pub learn: Option<String>,
+    /// Rates of system calls are compared by windows of this length [default: 10s]
+    #[arg(long, env = "ORB8_ANOMALY_WINDOW", value_name = "TIME")]
+    pub anomaly_window: Option<String>,
+    /// An anomaly is over when nothing was seen of it for this long [default: 5m]
+    #[arg(long, env = "ORB8_ANOMALY_QUIET", value_name = "TIME")]
+    pub anomaly_quiet: Option<String>,
+    /// Directory in which what was learnt is kept, so that a restart need not learn it again
+    /// [default: none]
+    #[arg(long, env = "ORB8_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     /// Metrics of system calls by class (file, network, process, …) or by name, which is some ten
     /// times as many series [default: classes]
     #[arg(long, env = "ORB8_SYSCALL_METRICS", value_name = "BY")]
@@ -187,6 +207,14 @@ pub struct Config {
     pub syscall_latency: bool,
     /// System calls that are told even if nobody listens, by name.
     pub sensitive: Vec<&'static str>,
+    /// How long a workload's system calls are learnt.
+    pub learn: Duration,
+    /// Rates of system calls are those of windows of this length.
+    pub anomaly_window: Duration,
+    /// An anomaly is over when nothing was seen of it for this long.
+    pub anomaly_quiet: Duration,
+    /// Where what was learnt is kept.
+    pub state_dir: Option<PathBuf>,
     /// How system calls are told apart in metrics.
     pub syscall_metrics: SyscallMetrics,
     /// The static pod list.
@@ -281,6 +309,20 @@ impl RawConfig {
             .unwrap_or(DEFAULT_SYSCALL_SAMPLE),
             syscall_latency: self.latency,
             sensitive: sensitive(&self.sensitive, &mut problems),
+            learn: time("learn", self.learn.as_deref(), DEFAULT_LEARN, &mut problems),
+            anomaly_window: time(
+                "anomaly-window",
+                self.anomaly_window.as_deref(),
+                DEFAULT_ANOMALY_WINDOW,
+                &mut problems,
+            ),
+            anomaly_quiet: time(
+                "anomaly-quiet",
+                self.anomaly_quiet.as_deref(),
+                DEFAULT_ANOMALY_QUIET,
+                &mut problems,
+            ),
+            state_dir: state_dir(self.state_dir.take(), &mut problems),
             syscall_metrics: or_report(
                 self.syscall_metrics.as_deref().map(syscall_metrics),
                 &mut problems,
@@ -319,6 +361,10 @@ impl RawConfig {
         fill(&mut self.syscall_ring_buffer_size, file.syscall_ring_buffer_size);
         fill(&mut self.syscall_sample, file.syscall_sample);
         fill(&mut self.syscall_metrics, file.syscall_metrics);
+        fill(&mut self.learn, file.learn);
+        fill(&mut self.anomaly_window, file.anomaly_window);
+        fill(&mut self.anomaly_quiet, file.anomaly_quiet);
+        fill(&mut self.state_dir, file.state_dir);
         fill(&mut self.pods, file.pods);
         fill(&mut self.kubernetes, file.kubernetes);
         fill(&mut self.kubeconfig, file.kubeconfig);
@@ -514,6 +560,34 @@ fn sensitive(written: &[String], problems: &mut Vec<String>) -> Vec<&'static str
         }
     };
     written.iter().filter_map(known).collect()
+}
+
+/// A time that is not too short to mean anything and not so long that it never comes.
+fn time(
+    name: &str,
+    written: Option<&str>,
+    default: Duration,
+    problems: &mut Vec<String>,
+) -> Duration {
+    const RANGE: std::ops::RangeInclusive<Duration> =
+        Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
+    let Some(written) = written else { return default };
+    match humantime::parse_duration(written.trim()) {
+        Ok(time) if RANGE.contains(&time) => time,
+        _ => {
+            problems.push(format!(
+                "{name}: {written:?} is not a time from 1s to 7d; expected one such as 10s, 30m or 2h"
+            ));
+            default
+        }
+    }
+}
+
+fn state_dir(written: Option<PathBuf>, problems: &mut Vec<String>) -> Option<PathBuf> {
+    if let Some(dir) = written.as_ref().filter(|dir| !dir.is_dir()) {
+        problems.push(format!("state-dir: no directory {}", dir.display()));
+    }
+    written
 }
 
 fn syscall_metrics(written: &str) -> Result<SyscallMetrics, String> {

@@ -53,6 +53,25 @@ Examples:
   orb8 query pods --duration 10s
   orb8 --server node-1:9090 query flows -n prod --since 1m --sort-by packets --limit 20";
 
+const ANOMALY_EXAMPLES: &str = "\
+Examples:
+  orb8 --server node-1:9090 query anomalies --active
+  orb8 --server node-1:9090 query anomalies -n prod --kind new-syscall,sensitive-syscall -o json
+
+An agent learns what each workload calls (30 minutes, --learn of the agent), then reports calls that
+it never made, and rates of calls and of errors far above all that it had. Sensitive calls (ptrace,
+mount, setns, bpf, …) are reported at any time. An anomaly is over when it was not seen for 5 minutes.";
+
+const ADVISE_EXAMPLES: &str = "\
+Examples:
+  orb8 --server node-1:9090 advise seccomp -n prod --pod web -o web.json
+  orb8 --server node-1:9090 advise seccomp -n prod --pod web --container app --min-time 1h
+
+A profile is refused when something may be missing: when no container with that name was watched from
+its first call on, or not for --min-time, or calls were lost. --force writes it all the same, and says
+in it why not to trust it. What only the container's runtime called, before the program was started,
+is left out.";
+
 /// eBPF observability for Kubernetes: network flows and system calls, named by pod, each accounted for
 #[derive(Debug, Parser)]
 #[command(name = "orb8", version, after_long_help = EXIT_CODES, max_term_width = 100)]
@@ -91,6 +110,9 @@ pub(crate) enum Command {
     /// Totals of a window of time
     #[command(subcommand)]
     Query(Query),
+    /// What to configure, by what was seen
+    #[command(subcommand)]
+    Advise(Advise),
     /// What an agent is, what works, what it lost and what it costs
     ///
     /// In standalone mode an agent is started, asked and stopped, which shows what would work here.
@@ -129,6 +151,16 @@ pub(crate) enum Query {
     /// System calls, one row per container and call
     #[command(after_help = QUERY_SYSCALLS_EXAMPLES)]
     Syscalls(QuerySyscallsArgs),
+    /// What departs from the system calls that workloads usually make
+    #[command(after_help = ANOMALY_EXAMPLES)]
+    Anomalies(QueryAnomaliesArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Advise {
+    /// A seccomp profile (OCI JSON) that allows what a container was seen to call
+    #[command(after_help = ADVISE_EXAMPLES)]
+    Seccomp(AdviseSeccompArgs),
 }
 
 #[derive(Debug, Args)]
@@ -199,6 +231,47 @@ pub(crate) struct QuerySyscallsArgs {
     /// watches the ends of calls
     #[arg(long, value_enum, default_value_t, value_name = "BY", help_heading = "Output")]
     pub sort_by: SyscallOrder,
+    #[command(flatten)]
+    pub agent: SyscallAgentArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QueryAnomaliesArgs {
+    #[command(flatten)]
+    pub window: WindowArgs,
+    /// Only these kinds
+    #[arg(long, value_enum, value_name = "KIND", value_delimiter = ',', help_heading = "Filters")]
+    pub kind: Vec<AnomalyKind>,
+    /// Only those that last
+    #[arg(long, help_heading = "Filters")]
+    pub active: bool,
+    #[command(flatten)]
+    pub agent: SyscallAgentArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AdviseSeccompArgs {
+    /// Pods whose name starts like this; what several of one workload call is put together
+    #[arg(long, value_name = "PREFIX", value_parser = NonEmptyStringValueParser::new())]
+    pub pod: String,
+    /// Only this namespace
+    #[arg(short, long, value_name = "NS", value_parser = NonEmptyStringValueParser::new())]
+    pub namespace: Option<String>,
+    /// The container, where a pod has several
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub container: Option<String>,
+    /// How long it has to have been watched
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10m")]
+    pub min_time: Duration,
+    /// Write a profile even if something may be missing in it
+    #[arg(long)]
+    pub force: bool,
+    /// Write it into this file [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// In standalone mode: watch for this time, then answer [default: the time of --min-time]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub duration: Option<Duration>,
     #[command(flatten)]
     pub agent: SyscallAgentArgs,
 }
@@ -325,6 +398,19 @@ pub(crate) enum TcAttach {
     Tcx,
     /// A clsact qdisc only
     Clsact,
+}
+
+/// `--kind` of anomalies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AnomalyKind {
+    /// Never made while the workload was learnt
+    NewSyscall,
+    /// Can do harm
+    SensitiveSyscall,
+    /// Far more calls than usual
+    Rate,
+    /// Far more errors than usual
+    ErrorStorm,
 }
 
 /// `--sort-by` of flows.

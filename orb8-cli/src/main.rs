@@ -9,6 +9,7 @@ mod interrupt;
 mod node_notes;
 mod notes;
 mod output;
+mod seccomp;
 mod standalone;
 mod summary;
 mod target;

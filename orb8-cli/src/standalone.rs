@@ -124,6 +124,10 @@ impl Setup for SyscallAgentArgs {
             syscall_ring_buffer_size: ring,
             syscall_sample: or_environment(&self.sample, "ORB8_SYSCALL_SAMPLE"),
             latency: self.latency || self.ends,
+            learn: or_environment(&None, "ORB8_LEARN"),
+            anomaly_window: or_environment(&None, "ORB8_ANOMALY_WINDOW"),
+            anomaly_quiet: or_environment(&None, "ORB8_ANOMALY_QUIET"),
+            state_dir: or_environment(&None, "ORB8_STATE_DIR").map(Into::into),
             pods: self.pods.clone(),
             runtime: or_environment(&self.runtime, "ORB8_RUNTIME"),
             ..RawConfig::default()

@@ -145,6 +145,9 @@ struct Condition {
 #[serde(rename_all = "camelCase")]
 struct ContainerStatus {
     name: String,
+    image: Option<String>,
+    #[serde(rename = "imageID")]
+    image_id: Option<String>,
     #[serde(rename = "containerID")]
     container_id: Option<String>,
     state: Option<ContainerState>,
@@ -219,6 +222,7 @@ impl Object {
             host_network: spec.host_network.unwrap_or_default(),
             ips: status.ips(&place, &mut problems),
             finished: status.is_finished(),
+            ending: metadata.deletion_timestamp.is_some(),
             qos: match status.qos_class.as_deref() {
                 None | Some("") => None,
                 Some(class) => class
@@ -231,6 +235,18 @@ impl Object {
             owner: owner.map(|owner| Owner { kind: owner.kind.into(), name: owner.name.into() }),
         };
         Ok(Observed { pod, times, problems })
+    }
+}
+
+impl ContainerStatus {
+    /// The image with its digest, which tells two images apart that had one name.
+    fn image(&self) -> String {
+        let name = self.image.as_deref().unwrap_or_default();
+        let digest = self.image_id.as_deref().and_then(|id| Some(id.rsplit_once("sha256:")?.1));
+        match digest {
+            Some(digest) if !name.contains("sha256:") => format!("{name}@sha256:{digest}"),
+            _ => name.to_owned(),
+        }
     }
 }
 
@@ -284,7 +300,8 @@ impl Status {
                 match id.parse() {
                     Ok(id) if containers.iter().any(|known| known.id == id) => {}
                     Ok(id) => {
-                        containers.push(Container { name: status.name.as_str().into(), id });
+                        let (name, image) = (status.name.as_str().into(), status.image().into());
+                        containers.push(Container { name, id, image });
                     }
                     Err(why) => {
                         problems.push(format!("{place}: containerID of `{}`: {why}", status.name))

@@ -117,6 +117,8 @@ pub struct Pod {
     pub ips: Vec<IpAddr>,
     /// `status.phase` is Succeeded or Failed: its addresses may already belong to another pod.
     pub finished: bool,
+    /// `metadata.deletionTimestamp` is there: it was told to end.
+    pub ending: bool,
     /// `status.qosClass`.
     pub qos: Option<Qos>,
     /// `metadata.labels`.
@@ -144,4 +146,6 @@ pub struct Container {
     pub name: Arc<str>,
     /// The runtime's id.
     pub id: ContainerId,
+    /// Its image, `name@digest` as far as the source knows them; empty where it does not.
+    pub image: Arc<str>,
 }

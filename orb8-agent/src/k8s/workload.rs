@@ -93,6 +93,7 @@ mod tests {
             host_network: false,
             ips: vec![],
             finished: false,
+            ending: false,
             qos: None,
             labels: labels.iter().copied().collect(),
             owner: Some(Owner { kind: kind.into(), name: name.into() }),

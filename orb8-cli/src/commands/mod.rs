@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod advise;
 mod completions;
 mod query;
 mod status;
@@ -8,7 +9,7 @@ mod trace;
 use std::io::IsTerminal;
 
 use crate::{
-    args::{Cli, Command, FilterArgs, Query, RecordArgs, Trace},
+    args::{Advise, Cli, Command, FilterArgs, Query, RecordArgs, Trace},
     exit::{Exit, Failure},
     notes::Notes,
     output::Look,
@@ -23,6 +24,8 @@ pub(crate) async fn run(cli: &Cli, notes: &Notes) -> Result<Exit, Failure> {
         Command::Query(Query::Flows(args)) => query::flows(cli, args, notes).await,
         Command::Query(Query::Pods(args)) => query::pods(cli, args, notes).await,
         Command::Query(Query::Syscalls(args)) => query::syscalls(cli, args, notes).await,
+        Command::Query(Query::Anomalies(args)) => query::anomalies(cli, args, notes).await,
+        Command::Advise(Advise::Seccomp(args)) => advise::seccomp(cli, args, notes).await,
         Command::Status(args) => status::run(cli, args, notes).await,
         Command::Completions { shell } => completions::script(*shell),
         Command::Man { dir } => completions::manual(dir.as_deref()),

@@ -6,23 +6,23 @@ use std::{
 };
 
 use orb8_proto::{
-    Coverage, FlowQuery, FlowSort, NodeStatus, PodQuery, PodSort, StatusRequest, SyscallQuery,
-    SyscallSort,
+    AnomalyKind, AnomalyQuery, BaselineState, Coverage, FlowQuery, FlowSort, NodeStatus, PodQuery,
+    PodSort, StatusRequest, SyscallQuery, SyscallSort,
 };
 use tonic::Status;
 
 use super::{filter_text, interface_filter, look, no_interface_filter};
 use crate::{
     args::{
-        Cli, FlowOrder, PodOrder, QueryFlowsArgs, QueryPodsArgs, QuerySyscallsArgs,
-        SyscallAgentArgs, SyscallOrder, WindowArgs,
+        self, Cli, FlowOrder, PodOrder, QueryAnomaliesArgs, QueryFlowsArgs, QueryPodsArgs,
+        QuerySyscallsArgs, SyscallAgentArgs, SyscallOrder, WindowArgs,
     },
     client::{Client, Session, answer},
     exit::{Exit, Failure},
     node_notes::NodeNotes,
     notes::Notes,
     output::{
-        Printer,
+        Printer, anomalies as anomaly_columns,
         columns::{self, Column},
         flows as flow_columns, pods as pod_columns,
         syscalls::{self as syscall_columns, Counted},
@@ -120,6 +120,40 @@ pub(super) async fn syscalls(
         let seconds = Duration::from_nanos(u64::try_from(covered).unwrap_or(0)).as_secs_f64();
         let rows = response.syscalls.into_iter().map(|count| Counted { count, seconds });
         Ok((rows.collect(), response.coverage))
+    };
+    question.ask(columns, "", ask).await
+}
+
+pub(super) async fn anomalies(
+    cli: &Cli,
+    args: &QueryAnomaliesArgs,
+    notes: &Notes,
+) -> Result<Exit, Failure> {
+    let (question, columns) =
+        Question::new(cli, &args.window, &args.agent, notes, anomaly_columns::COLUMNS)?;
+    let kind = |kind: &args::AnomalyKind| {
+        i32::from(match kind {
+            args::AnomalyKind::NewSyscall => AnomalyKind::NewSyscall,
+            args::AnomalyKind::SensitiveSyscall => AnomalyKind::SensitiveSyscall,
+            args::AnomalyKind::Rate => AnomalyKind::Rate,
+            args::AnomalyKind::ErrorStorm => AnomalyKind::ErrorStorm,
+        })
+    };
+    let mut query = AnomalyQuery {
+        namespace: args.window.filter.namespace.clone().unwrap_or_default(),
+        pod_name: args.window.filter.pod.clone().unwrap_or_default(),
+        limit: args.window.limit.unwrap_or(0),
+        kinds: args.kind.iter().map(kind).collect(),
+        active_only: args.active,
+        ..AnomalyQuery::default()
+    };
+    let ask = async |client: &mut Client, start_time_ns| {
+        query.start_time_ns = start_time_ns;
+        let response = client.query_anomalies(query).await?.into_inner();
+        let (all, is_learnt) = (response.baselines.len(), BaselineState::Learnt);
+        let learnt = response.baselines.iter().filter(|b| b.state() == is_learnt).count();
+        notes.info(&format!("{learnt} of {all} workloads are learnt"));
+        Ok((response.anomalies, response.coverage))
     };
     question.ask(columns, "", ask).await
 }

@@ -1,5 +1,6 @@
 //! Everything that goes to stdout: one `Printer` for all record types and formats.
 
+pub(crate) mod anomalies;
 pub(crate) mod columns;
 pub(crate) mod document;
 pub(crate) mod escape;

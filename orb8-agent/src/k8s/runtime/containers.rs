@@ -28,6 +28,7 @@ const TYPE: &str = "io.kubernetes.docker.type";
 pub(super) struct Listed {
     id: String,
     names: Option<Vec<String>>,
+    image: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     /// Seconds since the Unix epoch.
     #[serde(default)]
@@ -136,7 +137,8 @@ pub(super) fn pods(listed: Vec<Listed>, now: i64) -> Vec<Observed> {
             Some(name) if uid.is_some() => name,
             _ => container.name(),
         };
-        let own = Container { name: name.into(), id };
+        let image = container.image.as_deref().unwrap_or_default().into();
+        let own = Container { name: name.into(), id, image };
         let uid = uid.unwrap_or_else(|| PodUid::of_container(&id));
         let observed = pods.entry(uid).or_insert_with(|| empty(uid, &container, now));
         observed.pod.containers.push(own);
@@ -162,6 +164,7 @@ fn empty(uid: PodUid, container: &Listed, now: i64) -> Observed {
         host_network: false,
         ips: Vec::new(),
         finished: false,
+        ending: false,
         qos: None,
         labels: labels.map(|(name, value)| (&**name, &**value)).collect::<Labels>(),
         owner: None,
@@ -207,7 +210,7 @@ mod tests {
         assert_eq!(web.pod.uid.to_string(), "a".repeat(32));
         assert_eq!(
             web.pod.containers,
-            [Container { name: "web".into(), id: id("a").parse().unwrap() }]
+            [Container { name: "web".into(), id: id("a").parse().unwrap(), image: "nginx".into() }]
         );
         assert_eq!(web.pod.ips, ["172.18.0.2".parse::<IpAddr>().unwrap()]);
         assert_eq!(web.pod.labels.get("com.docker.compose.service"), Some("web"));

@@ -183,10 +183,14 @@ impl Sandboxes {
             last_alive: seen.ready_at,
             ended: seen.ended_at,
         };
-        let own = id.map(|id| Container { name: SANDBOX.into(), id });
+        let own = id.map(|id| Container { name: SANDBOX.into(), id, image: Arc::from("") });
         let containers = containers.iter().filter_map(|container| {
             let name = container.metadata.as_ref().map_or("", |metadata| &metadata.name);
-            Some(Container { name: name.into(), id: container.id.parse().ok()? })
+            Some(Container {
+                name: name.into(),
+                id: container.id.parse().ok()?,
+                image: Arc::from(""),
+            })
         });
         let labels = sandbox.labels.into_iter().filter(|(name, _)| !name.starts_with(KUBELETS));
         let pod = Pod {
@@ -198,6 +202,7 @@ impl Sandboxes {
             host_network: network.host,
             ips: network.ips,
             finished: !ready,
+            ending: false,
             qos: None,
             labels: labels.collect::<Labels>(),
             owner: None,

@@ -61,9 +61,11 @@ impl Task {
             let waits = matches!(attribution, Waits::For(_));
             let (Waits::For(attribution) | Waits::No(attribution)) = attribution;
             if !waits || last == Last::Everybody {
+                self.judge_told(&call, &attribution);
                 self.tell(&call, &attribution, None);
             } else if without_room > 0 {
                 without_room -= 1;
+                self.judge_told(&call, &attribution);
                 self.tell(&call, &attribution, None);
                 if matches!(self.context.live.interest(NAME), Interest::Pods(_)) {
                     self.lose(Stage::Collect, "waiting_room_full", 1);

@@ -8,7 +8,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter},
 };
 
-use super::{NAME, classes::class_of, names, table::Owner, task::Task};
+use super::{NAME, anomaly::AnomalyMetrics, classes::class_of, names, table::Owner, task::Task};
 use crate::{config::SyscallMetrics as By, prom_exporter::gauge};
 
 /// Containers that have series of their own: those that call most. A node runs 110 pods, or 500. The
@@ -23,6 +23,7 @@ pub(super) struct SyscallMetrics {
     by: By,
     omitted: usize,
     tracked: usize,
+    anomalies: AnomalyMetrics,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +62,8 @@ impl SyscallMetrics {
             let identity = account.identity().map(|identity| &**identity);
             containers.push((labels(identity, owner), sums(totals, by)));
         }
-        Self { containers, by, omitted, tracked: task.accounts.len() }
+        let anomalies = AnomalyMetrics::of(&task.anomalies.detector);
+        Self { containers, by, omitted, tracked: task.accounts.len(), anomalies }
     }
 }
 
@@ -126,6 +128,7 @@ impl Collector for SyscallMetrics {
             "Containers and units whose calls are in the agent's table",
             &[],
             tracked,
-        )
+        )?;
+        self.anomalies.encode(&mut encoder)
     }
 }

@@ -4,6 +4,7 @@
 //! One task owns everything (`task.rs`); others send it a `Command` and get an answer. Counts are read
 //! from maps on a tick, calls from a ring; a full ring costs records of calls and never a count.
 
+mod anomalies;
 mod anomaly;
 pub mod classes;
 mod ends;
@@ -24,7 +25,8 @@ mod telling;
 mod watcher;
 
 use orb8_proto::{
-    StreamRequest, SyscallProfileQuery, SyscallProfileResponse, SyscallQuery, SyscallResponse,
+    AnomalyQuery, AnomalyResponse, StreamRequest, SyscallProfileQuery, SyscallProfileResponse,
+    SyscallQuery, SyscallResponse,
 };
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
@@ -66,6 +68,7 @@ impl SyscallError {
 /// What the slice's task is asked.
 pub(crate) enum Command {
     Calls(SyscallQuery, oneshot::Sender<Result<SyscallResponse, Status>>),
+    Anomalies(AnomalyQuery, oneshot::Sender<Result<AnomalyResponse, Status>>),
     Profiles(SyscallProfileQuery, oneshot::Sender<Result<SyscallProfileResponse, Status>>),
     /// Settle what happened so far, then let the subscriber hear what comes. Fails for a request that
     /// names nobody, or no call.
@@ -111,6 +114,11 @@ impl Syscall {
     /// Calls of a window, per container and call.
     pub async fn calls(&self, query: SyscallQuery) -> Result<SyscallResponse, Status> {
         self.ask(|reply| Command::Calls(query, reply)).await.unwrap_or_else(|| Err(stopped()))
+    }
+
+    /// What departs from normal, and what has been learnt.
+    pub async fn anomalies(&self, query: AnomalyQuery) -> Result<AnomalyResponse, Status> {
+        self.ask(|reply| Command::Anomalies(query, reply)).await.unwrap_or_else(|| Err(stopped()))
     }
 
     /// What containers were seen to call since they are watched.

@@ -3,8 +3,9 @@
 use std::cmp::Reverse;
 
 use orb8_proto::{
-    Coverage, StreamRequest, SyscallCount, SyscallOutcome, SyscallProfile, SyscallProfileQuery,
-    SyscallProfileResponse, SyscallQuery, SyscallResponse, SyscallSort,
+    AnomalyQuery, AnomalyResponse, Coverage, Loss, StreamRequest, SyscallCount, SyscallOutcome,
+    SyscallProfile, SyscallProfileQuery, SyscallProfileResponse, SyscallQuery, SyscallResponse,
+    SyscallSort,
 };
 use tonic::Status;
 
@@ -20,6 +21,7 @@ use super::{
 use crate::{
     clock::boot_ns,
     enricher::Identity,
+    ledger::Stage,
     query::{Kept, PodFilter, Range, limit, losses},
     signals::Snapshot,
 };
@@ -169,6 +171,31 @@ fn count(task: &Task, account: &Account, number: u16, calls: u64) -> SyscallCoun
     }
 }
 
+/// What departs from normal.
+pub(super) fn anomalies(task: &Task, query: &AnomalyQuery) -> Result<AnomalyResponse, Status> {
+    check(task, &PodFilter::new(&query.namespace, &query.pod_name))?;
+    let detector = &task.anomalies.detector;
+    let now = task.wall.unix_ns(boot_ns());
+    let mut answer = detector.query(query, &task.context.config.node_name, now);
+    if let Some(coverage) = &mut answer.coverage {
+        let losses = detector.tally().losses();
+        // Findings that there were and that are not in the answer.
+        let losses = losses
+            .into_iter()
+            .filter(|(reason, records)| reason.starts_with("withheld") && *records > 0);
+        coverage.losses = losses
+            .map(|(reason, records)| Loss {
+                signal: NAME.into(),
+                stage: Stage::Aggregate.as_str().into(),
+                reason: reason.into(),
+                records,
+                ..Loss::default()
+            })
+            .collect();
+    }
+    Ok(answer)
+}
+
 /// What containers were seen to call since they are watched.
 pub(super) fn profiles(
     task: &Task,
@@ -180,7 +207,8 @@ pub(super) fn profiles(
     let accounts = accounts.filter(|(owner, account)| {
         matches!(owner, Owner::Container(_)) && is_of(account, &filter, &query.container)
     });
-    let mut profiles: Vec<_> = accounts.map(|(_, account)| profile(task, account)).collect();
+    let mut profiles: Vec<_> =
+        accounts.map(|(owner, account)| profile(task, owner, account)).collect();
     profiles.sort_by(|a, b| {
         (&a.namespace, &a.pod_name, &a.container, a.observed_from_ns).cmp(&(
             &b.namespace,
@@ -192,11 +220,17 @@ pub(super) fn profiles(
     Ok(SyscallProfileResponse { profiles, node: task.context.config.node_name.clone() })
 }
 
-fn profile(task: &Task, account: &Account) -> SyscallProfile {
+fn profile(task: &Task, owner: &Owner, account: &Account) -> SyscallProfile {
     let identity = account.identity();
     let text = |of: fn(&Identity) -> &str| identity.map_or("", |i| of(i)).to_owned();
-    let mut syscalls: Vec<String> =
-        account.totals().iter().map(|total| names::name(total.number.into()).to_owned()).collect();
+    // What only the runtime called, to prepare the container, its program has no need for.
+    let of_runtime = task.anomalies.detector.of_runtime(owner);
+    let mut syscalls: Vec<String> = account
+        .totals()
+        .iter()
+        .filter(|total| !of_runtime.contains(&total.number))
+        .map(|total| names::name(total.number.into()).to_owned())
+        .collect();
     syscalls.sort_unstable();
     let mut gaps = Vec::new();
     let nobodys = match account.lives {

@@ -20,7 +20,7 @@ const MOST: usize = 10_000;
 
 /// Whose calls.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     Container(ContainerId),
     /// A pod's own cgroup: helpers of the runtime.
     Pod(PodUid),

@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{
     Command, Context, NAME, SyscallError,
+    anomalies::Anomalies,
     ends::Figure,
     events::Last,
     execs::{Call, Execs},
@@ -96,6 +97,7 @@ pub(super) struct Task {
     pub(super) execs: Execs,
     /// Events of containers that are not known yet, in order.
     pub(super) waiting: VecDeque<Call>,
+    pub(super) anomalies: Anomalies,
     pub(super) telling: Telling,
     pub(super) listeners: HashMap<SubscriberId, Listener>,
     pub(super) filter: EventFilter,
@@ -131,6 +133,7 @@ impl Task {
             nobodys: 0,
             execs: Execs::default(),
             waiting: VecDeque::new(),
+            anomalies: Anomalies::of(&context.config),
             telling,
             listeners: HashMap::new(),
             filter,
@@ -221,6 +224,12 @@ impl Task {
                 self.harvest();
                 drop(reply.send(query::profiles(self, &query)));
             }
+            Command::Anomalies(query, reply) => {
+                self.drain(Last::Nobody);
+                self.harvest();
+                self.judge();
+                drop(reply.send(query::anomalies(self, &query)));
+            }
             Command::Subscribe(id, request, reply) => {
                 self.drain(Last::Nobody);
                 let checked = query::check_stream(self, &request);
@@ -253,6 +262,8 @@ impl Task {
             self.pods_generation = generation;
             self.rename();
         }
+        self.judge();
+        self.keep_learnt();
         if self.ticks.is_multiple_of(TICKS_PER_CLEANUP) {
             self.clean_up();
         }
@@ -304,11 +315,14 @@ impl Task {
             }
         }
         self.accounts.book(owner, calls, now_ns);
+        self.judge_calls(owner, calls);
     }
 
     fn stop(&mut self) {
         self.probe.detach();
         self.drain(Last::Everybody);
         self.harvest();
+        self.judge();
+        self.anomalies.save();
     }
 }

@@ -166,6 +166,9 @@ pub(super) struct Telling {
     ends: bool,
     written: Box<[u32; NUMBERS]>,
     pub(super) sensitive: Vec<u32>,
+    /// Told, each, whether somebody listens or not: those, and programs that are started, because
+    /// they are the evidence of whatever departs from normal.
+    pub(super) always: Vec<u32>,
 }
 
 impl Telling {
@@ -182,8 +185,11 @@ impl Telling {
         }
         let told = object.map("SYSCALL_TOLD")?;
         let written = Box::new([told::NEVER; NUMBERS]);
-        let sensitive = config.sensitive.iter().filter_map(|name| names::number(name)).collect();
-        Ok(Self { told, ends: config.syscall_latency, written, sensitive })
+        let sensitive: Vec<u32> =
+            config.sensitive.iter().filter_map(|name| names::number(name)).collect();
+        let started = ["execve", "execveat"].into_iter().filter_map(names::number);
+        let always = sensitive.iter().copied().chain(started).collect();
+        Ok(Self { told, ends: config.syscall_latency, written, sensitive, always })
     }
 
     /// Tells the probe what all listeners together want, besides what is told anyhow.
@@ -192,7 +198,7 @@ impl Telling {
         listeners: impl Iterator<Item = &'a Listener> + Clone,
     ) -> io::Result<()> {
         let begin = listeners.clone().filter(|listener| !listener.failed);
-        let mut now = what(begin.map(|listener| &listener.calls), &self.sensitive);
+        let mut now = what(begin.map(|listener| &listener.calls), &self.always);
         if self.ends {
             add_ends(&mut now, listeners.filter(|l| l.failed).map(|l| &l.calls));
         }
@@ -207,7 +213,7 @@ impl Telling {
     }
 }
 
-fn what<'a>(listeners: impl Iterator<Item = &'a Wanted>, sensitive: &[u32]) -> [u32; NUMBERS] {
+fn what<'a>(listeners: impl Iterator<Item = &'a Wanted>, always: &[u32]) -> [u32; NUMBERS] {
     let mut told = [told::NEVER; NUMBERS];
     for wanted in listeners {
         match wanted {
@@ -225,7 +231,7 @@ fn what<'a>(listeners: impl Iterator<Item = &'a Wanted>, sensitive: &[u32]) -> [
             }
         }
     }
-    for &number in sensitive {
+    for &number in always {
         told[number as usize % NUMBERS] = told::ALWAYS;
     }
     told
@@ -271,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn with_nobody_listening_only_what_is_sensitive_is_told() {
+    fn with_nobody_listening_only_what_is_told_anyhow_is_told() {
         let sensitive = [number("ptrace")];
         let told = what([].iter(), &sensitive);
         assert_eq!(told[number("ptrace") as usize], told::ALWAYS);

@@ -51,11 +51,11 @@ pub(super) enum Outcome {
 
 /// Findings that were not reported, by why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Withheld {
+pub(crate) struct Withheld {
     /// The workload had enough of that kind.
-    pub of_workload: u64,
+    pub(crate) of_workload: u64,
     /// There were enough at all.
-    pub over_all: u64,
+    pub(crate) over_all: u64,
 }
 
 #[derive(Debug)]

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    super::table::Owner,
     baseline::{Baseline, Measure},
     board::{Board, Withheld},
     callset::CallSet,
@@ -29,36 +30,50 @@ const TAKEN: u32 = 4;
 
 /// A time, by both clocks: intervals are of the one that does not jump.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Moment {
+pub(crate) struct Moment {
     /// Nanoseconds since boot.
-    pub boot_ns: u64,
+    pub(crate) boot_ns: u64,
     /// Nanoseconds since the Unix epoch.
-    pub unix_ns: i64,
+    pub(crate) unix_ns: i64,
 }
 
 /// What was not judged or not reported, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Containers beyond those that can be followed at once.
-    pub containers: u64,
+    pub(crate) containers: u64,
     /// Containers whose workload found no room.
-    pub workloads: u64,
+    pub(crate) workloads: u64,
     /// Workloads that were forgotten for new ones.
-    pub forgotten: u64,
+    pub(crate) forgotten: u64,
     /// Windows of calls whose rates are not kept, because the workload has too many different ones.
-    pub rates: u64,
+    pub(crate) rates: u64,
     /// Findings that were withheld.
-    pub withheld: Withheld,
+    pub(crate) withheld: Withheld,
+}
+
+impl Tally {
+    /// Each with its reason.
+    pub(crate) fn losses(&self) -> [(&'static str, u64); 6] {
+        [
+            ("containers_full", self.containers),
+            ("workloads_full", self.workloads),
+            ("workload_forgotten", self.forgotten),
+            ("rates_full", self.rates),
+            ("withheld_of_workload", self.withheld.of_workload),
+            ("withheld_over_all", self.withheld.over_all),
+        ]
+    }
 }
 
 /// Learns workloads, and tells what departs from them.
 #[derive(Debug)]
-pub struct Detector {
+pub(crate) struct Detector {
     settings: Settings,
     names: Names,
     sensitive: CallSet,
     entering: CallSet,
-    containers: HashMap<u64, Container>,
+    containers: HashMap<Owner, Container>,
     pub(super) baselines: HashMap<Arc<Workload>, Baseline>,
     pub(super) board: Board,
     now: Moment,
@@ -69,9 +84,9 @@ pub struct Detector {
 impl Detector {
     /// A detector that knows nobody yet.
     #[must_use]
-    pub fn new(settings: Settings, names: Names) -> Self {
+    pub(crate) fn new(settings: Settings, names: Names) -> Self {
         Self {
-            sensitive: names.numbers(settings.sensitive.iter().map(String::as_str)),
+            sensitive: names.numbers(settings.sensitive.iter().copied()),
             entering: names.numbers(ENTERING),
             settings,
             names,
@@ -86,27 +101,27 @@ impl Detector {
 
     /// What it was told.
     #[must_use]
-    pub const fn settings(&self) -> &Settings {
+    pub(crate) const fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Whether each call of this number has to be told of.
-    #[must_use]
-    pub fn wants_each(&self, number: u32) -> bool {
-        u16::try_from(number).is_ok_and(|number| self.sensitive.contains(number))
+    /// Calls that were made in a container only to prepare it or to enter it: they are not the
+    /// program's own.
+    pub(crate) fn of_runtime(&self, owner: &Owner) -> Vec<u16> {
+        self.containers.get(owner).map(|c| c.sensitive.all_excused()).unwrap_or_default()
     }
 
-    /// What a cgroup called since the last time, by number; and how its calls failed, by error
+    /// What somebody called since the last time, by number; and how its calls failed, by error
     /// number, if that is watched.
-    pub fn calls(
+    pub(crate) fn calls(
         &mut self,
-        cgroup: u64,
+        owner: &Owner,
         who: &Who,
         calls: impl IntoIterator<Item = (u32, u64)>,
         errors: Option<&[(u32, u64)]>,
     ) {
         let now = self.now.boot_ns;
-        let Some(container) = self.container(cgroup, who) else { return };
+        let Some(container) = self.container(owner, who) else { return };
         let calls = calls.into_iter().filter(|(_, calls)| *calls > 0);
         for (number, calls) in calls {
             let Ok(number) = u16::try_from(number) else { continue };
@@ -123,12 +138,12 @@ impl Detector {
     }
 
     /// A call was told of.
-    pub fn told(&mut self, cgroup: u64, who: &Who, told: Told) {
+    pub(crate) fn told(&mut self, owner: &Owner, who: &Who, told: Told) {
         let number = u16::try_from(told.number).ok();
         let number = number.filter(|n| self.sensitive.contains(*n) && told.program.is_none());
         let of_runtimes = number.is_some_and(|number| self.entering.contains(number));
         let (now, settings) = (self.now.boot_ns, self.settings.clone());
-        let Some(container) = self.container(cgroup, who) else { return };
+        let Some(container) = self.container(owner, who) else { return };
         if let Some(number) = number {
             let prepared = container.is_prepared(container.phase(now, &settings));
             let excused = of_runtimes && (prepared || container.programs.is_of_runtime(&told));
@@ -137,16 +152,24 @@ impl Detector {
         container.told(told);
     }
 
-    /// A cgroup is gone. Its last calls are to be given before.
-    pub fn ended(&mut self, cgroup: u64) {
-        if let Some(container) = self.containers.get_mut(&cgroup) {
+    /// Somebody is gone. Its last calls are to be given before.
+    #[cfg(test)]
+    pub(super) fn ended(&mut self, owner: &Owner) {
+        if let Some(container) = self.containers.get_mut(owner) {
             container.ended = true;
         }
     }
 
-    fn container(&mut self, cgroup: u64, who: &Who) -> Option<&mut Container> {
+    /// Everybody else is gone.
+    pub(crate) fn ended_unless(&mut self, is_there: impl Fn(&Owner) -> bool) {
+        for (owner, container) in &mut self.containers {
+            container.ended |= !is_there(owner);
+        }
+    }
+
+    fn container(&mut self, owner: &Owner, who: &Who) -> Option<&mut Container> {
         let is_full = self.containers.len() >= CONTAINERS;
-        let container = match self.containers.entry(cgroup) {
+        let container = match self.containers.entry(owner.clone()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(_) if is_full => {
                 self.tally.containers += 1;
@@ -166,7 +189,7 @@ impl Detector {
     /// Judges what was heard since the last time. Gives findings that were raised or are over.
     ///
     /// To be called every second or so, and less often at the price of finding things later.
-    pub fn tick(&mut self, now: Moment) -> Vec<Finding> {
+    pub(crate) fn tick(&mut self, now: Moment) -> Vec<Finding> {
         self.now = now;
         let began = *self.window_began.get_or_insert(now);
         let window = Duration::from_nanos(now.boot_ns.saturating_sub(began.boot_ns));
@@ -199,21 +222,21 @@ impl Detector {
 
     /// Gives every container whose names are known its workload.
     fn place(&mut self) {
-        let homeless: Vec<u64> = self
+        let homeless: Vec<Owner> = self
             .containers
             .iter()
             .filter(|(_, c)| c.workload.is_none() && !c.awaits_name(self.now.boot_ns))
-            .map(|(cgroup, _)| *cgroup)
+            .map(|(owner, _)| owner.clone())
             .collect();
         // Looked for at most once, however many have no room.
         let mut idle = None;
-        for cgroup in homeless {
-            let workload = self.containers.get(&cgroup).and_then(|c| c.who.workload());
+        for owner in homeless {
+            let workload = self.containers.get(&owner).and_then(|c| c.who.workload());
             let placed = match &workload {
                 Some(workload) => self.baseline_of(workload, &mut idle),
                 None => None,
             };
-            let Some(container) = self.containers.get_mut(&cgroup) else { continue };
+            let Some(container) = self.containers.get_mut(&owner) else { continue };
             if placed.is_none() {
                 container.fresh.clear();
                 if workload.is_some() && !container.refused {
@@ -290,13 +313,13 @@ impl Detector {
     }
 
     /// Findings that last, and those that are over and remembered.
-    pub fn findings(&self) -> impl Iterator<Item = &Finding> {
+    pub(crate) fn findings(&self) -> impl Iterator<Item = &Finding> {
         self.board.all()
     }
 
     /// Findings that last, by kind.
     #[must_use]
-    pub fn lasting(&self) -> [(Kind, u64); 4] {
+    pub(crate) fn lasting(&self) -> [(Kind, u64); 4] {
         Kind::ALL.map(|kind| {
             let of_kind = self.board.lasting().filter(|finding| finding.kind == kind);
             (kind, u64::try_from(of_kind.count()).unwrap_or(u64::MAX))
@@ -305,26 +328,26 @@ impl Detector {
 
     /// Findings so far by namespace, by owner or unit, and by kind.
     #[must_use]
-    pub fn totals(&self) -> &BTreeMap<(String, String, Kind), u64> {
+    pub(crate) fn totals(&self) -> &BTreeMap<(String, String, Kind), u64> {
         &self.board.totals
     }
 
     /// What was not judged or not reported.
     #[must_use]
-    pub const fn tally(&self) -> Tally {
+    pub(crate) const fn tally(&self) -> Tally {
         Tally { withheld: self.board.withheld, ..self.tally }
     }
 
     /// What has been learnt, to be kept.
     #[must_use]
-    pub fn save(&self) -> Saved {
+    pub(crate) fn save(&self) -> Saved {
         let mut workloads: Vec<_> = self.baselines.iter().collect();
         workloads.sort_by_key(|(_, baseline)| std::cmp::Reverse(baseline.active_ns));
         Saved::new(workloads.into_iter().map(|(w, b)| (Workload::clone(w), b.clone())).collect())
     }
 
     /// Goes on from what was learnt before.
-    pub fn restore(&mut self, saved: Saved) {
+    pub(crate) fn restore(&mut self, saved: Saved) {
         for (workload, baseline) in saved.workloads.into_iter().take(WORKLOADS) {
             self.baselines.insert(Arc::new(workload), baseline);
         }
@@ -341,7 +364,7 @@ struct Window {
 
 fn end_windows(
     judge: Judge<'_>,
-    containers: &mut HashMap<u64, Container>,
+    containers: &mut HashMap<Owner, Container>,
     baselines: &HashMap<Arc<Workload>, Baseline>,
     board: &mut Board,
 ) -> HashMap<Arc<Workload>, Window> {

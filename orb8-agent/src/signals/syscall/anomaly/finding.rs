@@ -6,7 +6,7 @@ use super::workload::Workload;
 
 /// What kind of departure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A call that can do harm.
     Sensitive,
     /// A call that was never seen while the workload was learnt.
@@ -19,11 +19,11 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Sensitive, Self::New, Self::Rate, Self::Errors];
+    pub(crate) const ALL: [Self; 4] = [Self::Sensitive, Self::New, Self::Rate, Self::Errors];
 
     /// As in metrics and on the command line.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Sensitive => "sensitive_syscall",
             Self::New => "new_syscall",
@@ -45,41 +45,41 @@ impl Kind {
 
 /// A finding. It lasts until nothing was seen of it for a while.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// The same for as long as it lasts, and nobody else's on this node.
-    pub id: String,
+    pub(crate) id: String,
     /// What it is.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Whose.
-    pub workload: Arc<Workload>,
+    pub(crate) workload: Arc<Workload>,
     /// Pod in which it was last seen.
-    pub pod_name: Arc<str>,
+    pub(crate) pod_name: Arc<str>,
     /// Container in which it was last seen.
-    pub container_id: Arc<str>,
+    pub(crate) container_id: Arc<str>,
     /// Name of the call, or of the error.
-    pub what: String,
+    pub(crate) what: String,
     /// Times in nanoseconds since the Unix epoch.
-    pub since_ns: i64,
+    pub(crate) since_ns: i64,
     /// When it was last seen.
-    pub last_seen_ns: i64,
+    pub(crate) last_seen_ns: i64,
     /// When it was over.
-    pub cleared_ns: Option<i64>,
+    pub(crate) cleared_ns: Option<i64>,
     /// Calls or errors a second when it was last seen, of kinds that are about rates.
-    pub value: f64,
+    pub(crate) value: f64,
     /// What is normal, of kinds that are about rates.
-    pub normal: f64,
+    pub(crate) normal: f64,
     /// How far from normal, in robust standard deviations.
-    pub deviation: f64,
+    pub(crate) deviation: f64,
     /// Calls that made it.
-    pub occurrences: u64,
+    pub(crate) occurrences: u64,
     /// What was told of some of them.
-    pub evidence: Vec<String>,
+    pub(crate) evidence: Vec<String>,
 }
 
 impl Finding {
     /// One line for people.
     #[must_use]
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let Self { what, value, normal, .. } = self;
         match self.kind {
             Kind::Sensitive => format!("sensitive call {what}"),

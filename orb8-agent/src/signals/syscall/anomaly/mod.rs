@@ -26,6 +26,7 @@ mod detector;
 mod finding;
 mod history;
 mod judge;
+mod metrics;
 mod names;
 mod runtime;
 mod saved;
@@ -34,13 +35,14 @@ mod settings;
 mod wire;
 mod workload;
 
-pub use detector::{Detector, Moment, Tally};
-pub use finding::{Finding, Kind};
-pub use names::Names;
-pub use runtime::Told;
-pub use saved::{SavedError, StateFile};
-pub use settings::{DEFAULT_SENSITIVE, Settings};
-pub use workload::{Who, Workload};
+pub(crate) use detector::{Detector, Moment};
+pub(crate) use finding::Finding;
+pub(crate) use metrics::AnomalyMetrics;
+pub(crate) use names::Names;
+pub(crate) use runtime::Told;
+pub(crate) use saved::{Saved, StateFile};
+pub(crate) use settings::Settings;
+pub(crate) use workload::Who;
 
 #[cfg(test)]
 mod replay;

@@ -24,7 +24,7 @@ const MEANINGLESS: [&str; 5] =
 
 /// Names of calls.
 #[derive(Clone, Debug)]
-pub struct Names {
+pub(crate) struct Names {
     names: Vec<Cow<'static, str>>,
     ranks: Vec<u8>,
     meaningless: CallSet,
@@ -32,7 +32,7 @@ pub struct Names {
 
 impl Names {
     /// The table that `name` has.
-    pub fn new(name: impl Fn(u32) -> Cow<'static, str>) -> Self {
+    pub(crate) fn new(name: impl Fn(u32) -> Cow<'static, str>) -> Self {
         let names: Vec<_> = (0..u32::MAX).take(NUMBERS).map(name).collect();
         let rank = |name: &Cow<'_, str>| {
             let found = TELLING.iter().position(|names| names.contains(&&**name));

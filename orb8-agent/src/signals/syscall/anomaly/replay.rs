@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::{
     finding::Kind,
     settings::Settings,
-    tests::{SECOND, World, number, program, told, who},
+    tests::{SECOND, World, at, number, program, told, who},
     workload::{Who, tests::identity},
 };
 use crate::enricher::Identity;
@@ -51,10 +51,10 @@ impl Node {
     fn prepare(&mut self, cgroup: u64, who: &Who) {
         for call in ["mount", "pivot_root", "setns"] {
             self.world.calls(cgroup, who, &[(call, 1)]);
-            self.world.detector.told(cgroup, who, told(call, "runc:[2:INIT]"));
+            self.world.detector.told(&at(cgroup), who, told(call, "runc:[2:INIT]"));
         }
         self.world.calls(cgroup, who, &[("execve", 1), ("mmap", 40), ("openat", 60), ("dup2", 3)]);
-        self.world.detector.told(cgroup, who, program("/usr/bin/app", 1));
+        self.world.detector.told(&at(cgroup), who, program("/usr/bin/app", 1));
     }
 
     fn born(&self, who: Who) -> Who {
@@ -107,7 +107,7 @@ impl Node {
         let writes = if self.is_in(360, 100, 60) { 40 * n } else { n };
         self.world.calls(50, &db, &[("read", n), ("write", writes), ("fsync", writes / 10)]);
         let errors = [(2, self.chance.below(3))];
-        self.world.detector.calls(50, &db, [(number("openat"), 3)], Some(&errors));
+        self.world.detector.calls(&at(50), &db, [(number("openat"), 3)], Some(&errors));
     }
 
     fn job(&mut self) {
@@ -124,7 +124,7 @@ impl Node {
             }
             8 => {
                 self.world.calls(cgroup, &job, &[("unlink", 1), ("exit_group", 1)]);
-                self.world.detector.ended(cgroup);
+                self.world.detector.ended(&at(cgroup));
             }
             _ => {}
         }
@@ -140,7 +140,7 @@ impl Node {
             598 => {
                 self.world.calls(cgroup, &who, &[("kill", 2), ("unlink", 1), ("exit_group", 1)]);
             }
-            599 => self.world.detector.ended(cgroup),
+            599 => self.world.detector.ended(&at(cgroup)),
             _ => {
                 let n = self.chance.about(if age < 20 { 900 } else { 30 });
                 self.world.calls(cgroup, &who, &[("read", n), ("futex", n)]);
@@ -164,7 +164,7 @@ impl Node {
         self.world.calls(60, &unit, &[("read", 50 * n), ("clone", n), ("execve", n)]);
         if self.is_in(60, 0, 1) {
             self.world.calls(60, &unit, &[("mount", 1)]);
-            self.world.detector.told(60, &unit, told("mount", "kubelet"));
+            self.world.detector.told(&at(60), &unit, told("mount", "kubelet"));
         }
     }
 
@@ -208,11 +208,11 @@ fn an_ordinary_hour_has_no_finding_and_each_injected_fact_is_found_within_five_s
                 let drained = web[0].clone();
                 node.world.calls(drained.0, &drained.1, &[("kill", 4), ("unlink", 1)]);
             }
-            2_720 => node.world.detector.ended(web.remove(0).0),
+            2_720 => node.world.detector.ended(&at(web.remove(0).0)),
             3_300 => {
                 let (old, new) = (web.len() as u64, replicas(&mut node, 300, 3, "web:2"));
                 for _ in 0..old.min(3) {
-                    node.world.detector.ended(web.remove(0).0);
+                    node.world.detector.ended(&at(web.remove(0).0));
                 }
                 web.extend(new);
             }
@@ -229,16 +229,16 @@ fn an_ordinary_hour_has_no_finding_and_each_injected_fact_is_found_within_five_s
     type Inject = fn(&mut World, u64, &Who);
     let injected: [(Kind, &str, Inject); 4] = [
         (Kind::New, "dup2", |world, cgroup, who| {
-            world.detector.told(cgroup, who, program("/bin/sh", 900));
+            world.detector.told(&at(cgroup), who, program("/bin/sh", 900));
             world.calls(cgroup, who, &[("clone", 1), ("execve", 1), ("dup2", 2), ("getppid", 1)]);
         }),
         (Kind::Sensitive, "ptrace", |world, cgroup, who| {
-            world.detector.told(cgroup, who, told("ptrace", "sh"));
+            world.detector.told(&at(cgroup), who, told("ptrace", "sh"));
             world.calls(cgroup, who, &[("ptrace", 1)]);
         }),
         (Kind::Rate, "clone", |world, cgroup, who| world.calls(cgroup, who, &[("clone", 2_500)])),
         (Kind::Errors, "EACCES", |world, cgroup, who| {
-            world.detector.calls(cgroup, who, [], Some(&[(13, 2_000)]));
+            world.detector.calls(&at(cgroup), who, [], Some(&[(13, 2_000)]));
         }),
     ];
     for (kind, what, inject) in injected {

@@ -29,17 +29,17 @@ pub(super) const ENTERING: [&str; 12] = [
 
 /// One call that was told of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
+pub(crate) struct Told {
     /// The call.
-    pub number: u32,
+    pub(crate) number: u32,
     /// The process, in the node's process namespace.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// The thread's name.
-    pub comm: String,
+    pub(crate) comm: String,
     /// The call with what is known of its arguments, such as `execve /bin/sh -c id`.
-    pub text: String,
+    pub(crate) text: String,
     /// Not a call, but the program that one has started.
-    pub program: Option<String>,
+    pub(crate) program: Option<String>,
 }
 
 impl Told {

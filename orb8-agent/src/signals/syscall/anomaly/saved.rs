@@ -20,7 +20,7 @@ const LARGEST: u64 = 64 << 20;
 
 /// Everything that was learnt. The latest active workload comes first.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Saved {
+pub(crate) struct Saved {
     version: u32,
     /// Numbers of calls are an architecture's.
     architecture: String,
@@ -34,20 +34,14 @@ impl Saved {
 
     /// How many workloads it knows.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.workloads.len()
-    }
-
-    /// It knows none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.workloads.is_empty()
     }
 }
 
 /// Why a file could not be read or written.
 #[derive(Debug, thiserror::Error)]
-pub enum SavedError {
+pub(crate) enum SavedError {
     /// The kernel refused it.
     #[error("{}: {error}", path.display())]
     Io {
@@ -68,20 +62,20 @@ pub enum SavedError {
 
 /// The file in a directory.
 #[derive(Clone, Debug)]
-pub struct StateFile {
+pub(crate) struct StateFile {
     path: PathBuf,
 }
 
 impl StateFile {
     /// The one in `dir`.
     #[must_use]
-    pub fn in_dir(dir: &Path) -> Self {
+    pub(crate) fn in_dir(dir: &Path) -> Self {
         Self { path: dir.join(NAME) }
     }
 
     /// Where it is.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -89,7 +83,7 @@ impl StateFile {
     ///
     /// # Errors
     /// When it cannot be read, or is not what was written.
-    pub fn read(&self) -> Result<Option<Saved>, SavedError> {
+    pub(crate) fn read(&self) -> Result<Option<Saved>, SavedError> {
         let mut text = Vec::new();
         let file = match File::open(&self.path) {
             Ok(file) => file,
@@ -119,7 +113,7 @@ impl StateFile {
     ///
     /// # Errors
     /// When it cannot be written. The old one is then as it was.
-    pub fn write(&self, saved: &Saved) -> Result<(), SavedError> {
+    pub(crate) fn write(&self, saved: &Saved) -> Result<(), SavedError> {
         let text = serde_json::to_vec(saved).map_err(|why| self.io(why.into()))?;
         if text.len() as u64 > LARGEST {
             let problem = format!("{} bytes to write, at most {LARGEST}", text.len());

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::super::telling::SENSITIVE;
+
 /// Windows in a row in which a rate has to be too high.
 pub(super) const IN_A_ROW: usize = 3;
 /// Robust standard deviations from the median that are still normal.
@@ -40,15 +42,15 @@ pub(super) const BURST: f64 = 60.0;
 
 /// What a detector can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// How long a workload is learnt.
-    pub learn: Duration,
+    pub(crate) learn: Duration,
     /// Rates are those of windows of this length.
-    pub window: Duration,
+    pub(crate) window: Duration,
     /// A finding is over when nothing was seen of it for this long.
-    pub quiet: Duration,
+    pub(crate) quiet: Duration,
     /// Names of calls that are reported at any time.
-    pub sensitive: Vec<String>,
+    pub(crate) sensitive: Vec<&'static str>,
 }
 
 impl Default for Settings {
@@ -57,7 +59,7 @@ impl Default for Settings {
             learn: Duration::from_secs(30 * 60),
             window: Duration::from_secs(10),
             quiet: Duration::from_secs(5 * 60),
-            sensitive: DEFAULT_SENSITIVE.iter().map(ToString::to_string).collect(),
+            sensitive: SENSITIVE.into(),
         }
     }
 }
@@ -74,50 +76,3 @@ impl Settings {
         u32::try_from(all / 6).unwrap_or(u32::MAX).max(3)
     }
 }
-
-/// Calls that workloads rarely have a reason for, and those who break out of one often: they look
-/// into other processes, change the kernel, the mounts or the namespaces, or keep what they do from
-/// being seen.
-pub const DEFAULT_SENSITIVE: &[&str] = &[
-    "ptrace",
-    "process_vm_readv",
-    "process_vm_writev",
-    "pidfd_getfd",
-    "kcmp",
-    "init_module",
-    "finit_module",
-    "delete_module",
-    "create_module",
-    "kexec_load",
-    "kexec_file_load",
-    "reboot",
-    "bpf",
-    "perf_event_open",
-    "mount",
-    "umount2",
-    "pivot_root",
-    "move_mount",
-    "open_tree",
-    "fsopen",
-    "fsmount",
-    "mount_setattr",
-    "setns",
-    "unshare",
-    "keyctl",
-    "add_key",
-    "request_key",
-    "io_uring_setup",
-    "userfaultfd",
-    "open_by_handle_at",
-    "swapon",
-    "swapoff",
-    "acct",
-    "quotactl",
-    "settimeofday",
-    "clock_settime",
-    "iopl",
-    "ioperm",
-    "fanotify_init",
-    "lookup_dcookie",
-    "syslog",
-];

@@ -6,6 +6,7 @@ use orb8_common::syscall::COMPAT;
 use proptest::prelude::*;
 
 use super::{
+    super::table::Owner,
     detector::{Detector, Moment},
     finding::{Finding, Kind},
     names::Names,
@@ -57,6 +58,11 @@ pub(super) fn names() -> Names {
 
 pub(super) const SECOND: u64 = 1_000_000_000;
 
+/// Somebody, by a number.
+pub(super) fn at(n: u64) -> Owner {
+    Owner::Unit(n.to_string().into())
+}
+
 /// A detector, the time, and what it found.
 pub(super) struct World {
     pub(super) detector: Detector,
@@ -80,7 +86,7 @@ impl World {
 
     pub(super) fn calls(&mut self, cgroup: u64, who: &Who, calls: &[(&str, u64)]) {
         let calls: Vec<_> = calls.iter().map(|(name, n)| (number(name), *n)).collect();
-        self.detector.calls(cgroup, who, calls, Some(&[]));
+        self.detector.calls(&at(cgroup), who, calls, Some(&[]));
     }
 
     /// Says what was found of a kind so far.
@@ -127,7 +133,7 @@ fn a_new_call_is_reported_once_after_learning_with_evidence_and_clears_itself() 
     let (mut world, web) = (World::new(quick()), who("web-1", "Deployment/web"));
     world.work(62, &web);
     assert_eq!(world.detector.learning_and_learnt(), (0, 1));
-    world.detector.told(7, &web, program("/bin/sh", 99));
+    world.detector.told(&at(7), &web, program("/bin/sh", 99));
     world.calls(7, &web, &[("execve", 1), ("wait4", 2)]);
     world.work(5, &web);
     assert_eq!(world.raised(Kind::New), ["execve", "wait4"]);
@@ -150,7 +156,7 @@ fn what_a_container_does_while_it_ends_is_not_new() {
     world.work(62, &web);
     world.calls(7, &web, &[("unlink", 1), ("exit_group", 1)]);
     world.tick();
-    world.detector.ended(7);
+    world.detector.ended(&at(7));
     world.tick();
     world.calls(8, &who("web-2", "Deployment/web"), &[("exit_group", 1)]);
     let ending = Who { ending: true, ..who("web-3", "Deployment/web") };
@@ -163,16 +169,16 @@ fn what_a_container_does_while_it_ends_is_not_new() {
 fn a_sensitive_call_is_found_at_any_time_and_its_telling_says_who() {
     let (mut world, web) = (World::new(quick()), who("web-1", "Deployment/web"));
     world.calls(7, &web, &[("ptrace", 1)]);
-    world.detector.told(7, &web, told("ptrace", "gdb"));
+    world.detector.told(&at(7), &web, told("ptrace", "gdb"));
     world.tick();
     assert_eq!(world.raised(Kind::Sensitive), ["ptrace"]);
     assert_eq!(world.found[0].evidence, ["gdb (pid 4711): ptrace …"]);
     // Part of what was learnt, so it is not reported again.
     world.work(90, &web);
-    world.detector.told(7, &web, told("ptrace", "gdb"));
+    world.detector.told(&at(7), &web, told("ptrace", "gdb"));
     // Not part of it: whenever it is made.
     for _ in 0..2 {
-        world.detector.told(7, &web, told("mount", "sh"));
+        world.detector.told(&at(7), &web, told("mount", "sh"));
         world.work(30, &web);
     }
     assert_eq!(world.raised(Kind::Sensitive), ["ptrace", "mount", "mount"]);
@@ -196,18 +202,18 @@ fn what_the_runtime_does_to_start_a_container_or_to_enter_it_is_not_the_containe
     let web = Who { born_ns: Some(world.now.boot_ns), ..who("web-1", "Deployment/web") };
     for call in ["mount", "pivot_root", "setns"] {
         world.calls(7, &web, &[(call, 1)]);
-        world.detector.told(7, &web, told(call, "3"));
+        world.detector.told(&at(7), &web, told(call, "3"));
     }
-    world.detector.told(7, &web, program("/proc/self/fd/5", 4711));
-    world.detector.told(7, &web, told("mount", "exe"));
-    world.detector.told(7, &web, program("/usr/sbin/nginx", 4711));
+    world.detector.told(&at(7), &web, program("/proc/self/fd/5", 4711));
+    world.detector.told(&at(7), &web, told("mount", "exe"));
+    world.detector.told(&at(7), &web, program("/usr/sbin/nginx", 4711));
     world.work(60, &web);
-    world.detector.told(7, &web, Told { pid: 9, ..told("setns", "runc:[1:CHILD]") });
+    world.detector.told(&at(7), &web, Told { pid: 9, ..told("setns", "runc:[1:CHILD]") });
     world.work(4, &web);
     assert_eq!(world.raised(Kind::Sensitive), [""; 0]);
     // But a program of the container is not excused, whatever it is called.
-    world.detector.told(7, &web, Told { pid: 9, ..told("ptrace", "runc:[1:CHILD]") });
-    world.detector.told(7, &web, told("setns", "runc:[1:CHILD]"));
+    world.detector.told(&at(7), &web, Told { pid: 9, ..told("ptrace", "runc:[1:CHILD]") });
+    world.detector.told(&at(7), &web, told("setns", "runc:[1:CHILD]"));
     world.work(4, &web);
     assert_eq!(world.raised(Kind::Sensitive), ["ptrace", "setns"]);
 }
@@ -226,11 +232,11 @@ fn services_of_the_node_are_reported_for_sensitive_calls_only_when_these_are_new
     };
     let unit = Who { identity: Arc::new(unit), ..who("", "") };
     for _ in 0..3 {
-        world.detector.told(7, &unit, told("mount", "containerd"));
+        world.detector.told(&at(7), &unit, told("mount", "containerd"));
         world.work(30, &unit);
     }
     assert_eq!(world.found, []);
-    world.detector.told(7, &unit, told("ptrace", "sh"));
+    world.detector.told(&at(7), &unit, told("ptrace", "sh"));
     world.work(5, &unit);
     assert_eq!(world.raised(Kind::Sensitive), ["ptrace"]);
 }
@@ -291,17 +297,22 @@ fn an_error_storm_is_found_where_errors_are_watched() {
     let (mut world, web) = (World::new(quick()), who("web-1", "Deployment/web"));
     world.work(80, &web);
     for _ in 0..3 {
-        world.detector.calls(7, &web, [(number("openat"), 0)], Some(&[(13, 800), (11, 9_000)]));
+        world.detector.calls(
+            &at(7),
+            &web,
+            [(number("openat"), 0)],
+            Some(&[(13, 800), (11, 9_000)]),
+        );
         world.tick();
     }
     assert_eq!(world.raised(Kind::Errors), ["EACCES"]);
     // Nothing is known of errors of those that were not watched.
     let mut world = World::new(quick());
     for _ in 0..80 {
-        world.detector.calls(7, &web, [(0, 100)], None);
+        world.detector.calls(&at(7), &web, [(0, 100)], None);
         world.tick();
     }
-    world.detector.calls(7, &web, [(0, 100)], Some(&[(13, 80_000)]));
+    world.detector.calls(&at(7), &web, [(0, 100)], Some(&[(13, 80_000)]));
     world.tick();
     assert_eq!(world.found, []);
 }
@@ -325,7 +336,7 @@ fn a_new_image_is_learnt_anew_and_the_old_one_is_not_forgotten() {
 fn one_cause_with_many_calls_is_a_few_findings_and_the_rest_is_counted() {
     let (mut world, web) = (World::new(quick()), who("web-1", "Deployment/web"));
     world.work(80, &web);
-    world.detector.calls(7, &web, (100..140).map(|n| (n, 1)), None);
+    world.detector.calls(&at(7), &web, (100..140).map(|n| (n, 1)), None);
     world.calls(7, &web, &[("execve", 1)]);
     world.work(10, &web);
     assert_eq!(world.raised(Kind::New).len(), 8);
@@ -338,7 +349,7 @@ fn one_cause_with_many_calls_is_a_few_findings_and_the_rest_is_counted() {
 fn a_flood_of_findings_is_cut_to_one_a_second_and_the_rest_is_counted() {
     let mut world = World::new(quick());
     for n in 0..500 {
-        world.detector.told(n, &who("web", &format!("Deployment/{n}")), told("ptrace", "x"));
+        world.detector.told(&at(n), &who("web", &format!("Deployment/{n}")), told("ptrace", "x"));
     }
     let first = world.tick().len();
     assert_eq!(first, BURST as usize);
@@ -351,7 +362,7 @@ fn memory_is_bounded_and_what_finds_no_room_is_counted() {
     let count = CONTAINERS as u64 + 10;
     for n in 0..count {
         let who = who("web", &format!("Deployment/{n}"));
-        world.detector.calls(n, &who, (0..160).map(|n| (n, 1)), Some(&[]));
+        world.detector.calls(&at(n), &who, (0..160).map(|n| (n, 1)), Some(&[]));
     }
     (0..3).for_each(|_| drop(world.tick()));
     let tally = world.detector.tally();
@@ -360,7 +371,7 @@ fn memory_is_bounded_and_what_finds_no_room_is_counted() {
     assert!(world.detector.baselines.values().all(|b| b.histories.len() <= HISTORIES));
     assert!(tally.rates > 0);
     // Those that are gone make room.
-    (0..count).for_each(|n| world.detector.ended(n));
+    (0..count).for_each(|n| world.detector.ended(&at(n)));
     world.tick();
     world.calls(1, &who("new", "Deployment/new"), &[("read", 1)]);
     world.tick();
@@ -454,12 +465,12 @@ proptest! {
         for act in acts {
             let now = world.now.boot_ns;
             match act {
-                Act::Calls(cgroup, at, calls, errors) => {
+                Act::Calls(cgroup, pod, calls, errors) => {
                     let errors = errors.then_some(&calls[..]);
-                    let who = somebody(at, now);
-                    world.detector.calls(cgroup, &who, calls.iter().copied(), errors);
+                    let who = somebody(pod, now);
+                    world.detector.calls(&at(cgroup), &who, calls.iter().copied(), errors);
                 }
-                Act::Told(cgroup, at, number, is_program) => {
+                Act::Told(cgroup, pod, number, is_program) => {
                     let told = Told {
                         number,
                         pid: number % 7,
@@ -467,9 +478,9 @@ proptest! {
                         text: String::new(),
                         program: is_program.then(|| "/bin/x".to_owned()),
                     };
-                    world.detector.told(cgroup, &somebody(at, now), told);
+                    world.detector.told(&at(cgroup), &somebody(pod, now), told);
                 }
-                Act::Ended(cgroup) => world.detector.ended(cgroup),
+                Act::Ended(cgroup) => world.detector.ended(&at(cgroup)),
                 Act::Tick(passed) => {
                     world.now.boot_ns += passed;
                     world.now.unix_ns += i64::try_from(passed).unwrap();

@@ -32,7 +32,7 @@ impl From<Kind> for AnomalyKind {
 impl Finding {
     /// As a record of `node`.
     #[must_use]
-    pub fn record(&self, node: &str) -> Anomaly {
+    pub(crate) fn record(&self, node: &str) -> Anomaly {
         let workload = &*self.workload;
         Anomaly {
             id: self.id.clone(),
@@ -62,7 +62,7 @@ impl Finding {
 impl Detector {
     /// Answers a query, at a time in nanoseconds since the Unix epoch.
     #[must_use]
-    pub fn query(&self, query: &AnomalyQuery, node: &str, unix_ns: i64) -> AnomalyResponse {
+    pub(crate) fn query(&self, query: &AnomalyQuery, node: &str, unix_ns: i64) -> AnomalyResponse {
         let from = query.start_time_ns.unwrap_or(i64::MIN);
         let until = query.end_time_ns.unwrap_or(i64::MAX);
         let kinds: Vec<AnomalyKind> = query.kinds().collect();
@@ -119,7 +119,7 @@ impl Detector {
 
     /// Workloads that are being learnt, and those that are learnt.
     #[must_use]
-    pub fn learning_and_learnt(&self) -> (u64, u64) {
+    pub(crate) fn learning_and_learnt(&self) -> (u64, u64) {
         let learnt = self.baselines.values().filter(|b| b.state(self.settings())).count();
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         (count(self.baselines.len() - learnt), count(learnt))

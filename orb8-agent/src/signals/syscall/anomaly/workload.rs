@@ -8,30 +8,30 @@ use crate::enricher::Identity;
 
 /// The containers that are expected to behave alike. Text that does not apply is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Workload {
+pub(crate) struct Workload {
     /// The pods' namespace.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// What runs the pods, such as `Deployment/web`, or the pod that nothing runs: `Pod/web`.
-    pub owner: String,
+    pub(crate) owner: String,
     /// The container's name within the pod.
-    pub container: String,
+    pub(crate) container: String,
     /// The image, with its digest where that is known.
-    pub image: String,
+    pub(crate) image: String,
     /// A service of the node itself; all else is then empty.
-    pub unit: String,
+    pub(crate) unit: String,
 }
 
 /// A container, or a unit of the node.
 #[derive(Clone, Debug)]
-pub struct Who {
+pub(crate) struct Who {
     /// Its names, as far as they are known by now.
-    pub identity: Arc<Identity>,
+    pub(crate) identity: Arc<Identity>,
     /// Its image, or empty where that is not known.
-    pub image: Arc<str>,
+    pub(crate) image: Arc<str>,
     /// When it began, in nanoseconds since boot, if it has been watched from then on.
-    pub born_ns: Option<u64>,
+    pub(crate) born_ns: Option<u64>,
     /// It has been told to end: what it does now it does once.
-    pub ending: bool,
+    pub(crate) ending: bool,
 }
 
 impl Who {
@@ -43,7 +43,7 @@ impl Who {
         unit.is_empty() && !(pod_is && container_is)
     }
 
-    /// The workload that it belongs to, or none: what people do in sessions, and processes outside
+    /// The workload that it belongs to, or none. What people do in sessions, and processes outside
     /// of every service, are nothing that stays the same.
     pub(super) fn workload(&self) -> Option<Workload> {
         let Identity { namespace, pod_name, container, workload, unit, .. } = &*self.identity;
@@ -53,6 +53,10 @@ impl Who {
             None if pod_name.is_empty() => String::new(),
             None => format!("Pod/{pod_name}"),
         };
+        // A pod's container without a name: its sandbox, which only waits.
+        if !namespace.is_empty() && self.is_nameless() {
+            return None;
+        }
         let somebody = !owner.is_empty() || !container.is_empty() || unit.ends_with(".service");
         somebody.then(|| Workload {
             namespace: namespace.to_string(),
