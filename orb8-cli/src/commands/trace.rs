@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use orb8_proto::{Event, LossReport, StreamRequest, event::Event as Kind};
+use orb8_proto::{Anomaly, Event, LossReport, StreamRequest, event::Event as Kind};
 use orb8_transport::ClientArgs;
 use tokio::{
     task::JoinHandle,
@@ -113,6 +113,8 @@ struct Follower<'n, T: 'static> {
     /// Why there may be no records.
     nothing: fn(&NodeNotes) -> String,
     node: NodeNotes,
+    /// Anomalies, which are told beside the records.
+    anomalies: u64,
     last_report: Option<LossReport>,
 }
 
@@ -124,6 +126,7 @@ impl<'n, T> Follower<'n, T> {
             pick: |_| None,
             nothing: |_| String::new(),
             node: NodeNotes::default(),
+            anomalies: 0,
             last_report: None,
         }
     }
@@ -205,6 +208,10 @@ impl<'n, T> Follower<'n, T> {
                 }
             }
             Some(Kind::Loss(report)) => self.report(report),
+            Some(Kind::Anomaly(anomaly)) => {
+                self.anomalies += 1;
+                self.notes.warning(&anomaly_text(&anomaly));
+            }
             Some(other) => {
                 if let Some(record) = (self.pick)(other) {
                     self.printer.record(&record).map_err(Failure::output)?;
@@ -265,7 +272,7 @@ impl<'n, T> Follower<'n, T> {
         // report it may just be under way.
         let in_transit = match &report {
             LossReport { r#final: true, records_delivered, .. } => {
-                records_delivered.saturating_sub(received)
+                records_delivered.saturating_sub(received + self.anomalies)
             }
             _ => 0,
         };
@@ -279,6 +286,18 @@ impl<'n, T> Follower<'n, T> {
         self.notes.info(&summary.to_string());
         Ok(if summary.complete() { Exit::Complete } else { Exit::Partial })
     }
+}
+
+/// An anomaly as a line for people.
+fn anomaly_text(anomaly: &Anomaly) -> String {
+    let Anomaly { namespace, pod_name, container, unit, summary, evidence, .. } = anomaly;
+    let of = match unit.as_str() {
+        "" => format!("{namespace}/{pod_name} ({container})"),
+        unit => format!("host:{unit}"),
+    };
+    let state = if anomaly.cleared_ns > 0 { "anomaly is over" } else { "anomaly" };
+    let because = evidence.first().map(|text| format!(": {text}")).unwrap_or_default();
+    format!("{state} in {of}: {summary}{because}")
 }
 
 /// Waits for a deadline that need not exist.

@@ -118,7 +118,13 @@ impl Task {
             text: text(&event),
             program: is_program.then(|| event.path.clone()),
         };
-        self.anomalies.detector.told(&owner, &who, told);
+        let of_runtime = self.anomalies.detector.told(&owner, &who, told);
+        if of_runtime
+            && let Some(account) = self.accounts.get_mut(&owner)
+            && let Ok(number) = u16::try_from(number)
+        {
+            account.leave_to_runtime(number);
+        }
     }
 
     /// Judges what was heard, and tells of what is found.

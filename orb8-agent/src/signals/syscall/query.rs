@@ -207,8 +207,7 @@ pub(super) fn profiles(
     let accounts = accounts.filter(|(owner, account)| {
         matches!(owner, Owner::Container(_)) && is_of(account, &filter, &query.container)
     });
-    let mut profiles: Vec<_> =
-        accounts.map(|(owner, account)| profile(task, owner, account)).collect();
+    let mut profiles: Vec<_> = accounts.map(|(_, account)| profile(task, account)).collect();
     profiles.sort_by(|a, b| {
         (&a.namespace, &a.pod_name, &a.container, a.observed_from_ns).cmp(&(
             &b.namespace,
@@ -220,15 +219,14 @@ pub(super) fn profiles(
     Ok(SyscallProfileResponse { profiles, node: task.context.config.node_name.clone() })
 }
 
-fn profile(task: &Task, owner: &Owner, account: &Account) -> SyscallProfile {
+fn profile(task: &Task, account: &Account) -> SyscallProfile {
     let identity = account.identity();
     let text = |of: fn(&Identity) -> &str| identity.map_or("", |i| of(i)).to_owned();
     // What only the runtime called, to prepare the container, its program has no need for.
-    let of_runtime = task.anomalies.detector.of_runtime(owner);
     let mut syscalls: Vec<String> = account
         .totals()
         .iter()
-        .filter(|total| !of_runtime.contains(&total.number))
+        .filter(|total| !account.is_runtimes_alone(total))
         .map(|total| names::name(total.number.into()).to_owned())
         .collect();
     syscalls.sort_unstable();

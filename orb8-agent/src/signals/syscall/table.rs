@@ -53,6 +53,8 @@ pub(super) struct Account {
     pub(super) last_ns: u64,
     /// All of its cgroups were made while the probe was attached.
     pub(super) since_start: bool,
+    /// Of its calls, by number, those that its runtime made to prepare it or to enter it.
+    of_runtime: Vec<(u16, u64)>,
     /// Calls that were nobody's when this one was first seen, and when it was last alive.
     pub(super) nobodys: (u64, u64),
     /// A cgroup of it exists.
@@ -69,6 +71,7 @@ impl Account {
             first_ns: now_ns,
             last_ns: now_ns,
             since_start,
+            of_runtime: Vec::new(),
             nobodys: (nobodys, nobodys),
             lives: true,
         }
@@ -82,6 +85,16 @@ impl Account {
     /// Every call since the owner is watched, by number.
     pub(super) fn totals(&self) -> &[Total] {
         &self.totals
+    }
+
+    /// One of its calls was its runtime's.
+    pub(super) fn leave_to_runtime(&mut self, number: u16) {
+        add(&mut self.of_runtime, number, 1);
+    }
+
+    /// Nobody but its runtime called this.
+    pub(super) fn is_runtimes_alone(&self, total: &Total) -> bool {
+        self.of_runtime.iter().any(|(n, calls)| *n == total.number && *calls >= total.calls)
     }
 
     /// Calls within some slices, by number.
@@ -185,6 +198,10 @@ impl Accounts {
 
     pub(super) fn get(&self, owner: &Owner) -> Option<&Account> {
         self.accounts.get(owner)
+    }
+
+    pub(super) fn get_mut(&mut self, owner: &Owner) -> Option<&mut Account> {
+        self.accounts.get_mut(owner)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Owner, &Account)> {

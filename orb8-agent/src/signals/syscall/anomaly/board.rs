@@ -1,6 +1,7 @@
 //! The findings: what lasts, what is over, and how many were withheld.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
@@ -19,6 +20,9 @@ const COUNTED: usize = 1_000;
 /// Findings that are remembered to have been withheld, so that each is counted once. When there are
 /// more, some are counted again.
 const WITHHELD: usize = 4_096;
+
+/// Calls that are named in a finding beside its own.
+const ALSO: usize = 64;
 
 /// What a finding is about. There is one at a time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +50,9 @@ pub(super) enum Outcome {
     Raised,
     /// Of a finding that lasts.
     Again,
+    /// The workload has enough of that kind.
+    Enough,
+    /// There are enough at all.
     Withheld,
 }
 
@@ -62,10 +69,12 @@ pub(crate) struct Withheld {
 pub(super) struct Board {
     lasting: HashMap<Subject, Lasting>,
     cleared: VecDeque<Finding>,
-    news: Vec<Finding>,
+    /// Raised since the last tick.
+    raised: Vec<Subject>,
     tokens: f64,
     ticked_ns: Option<u64>,
-    raised: u64,
+    /// How many so far.
+    count: u64,
     withheld_before: HashSet<Subject>,
     pub(super) withheld: Withheld,
     /// By namespace, owner or unit, and kind.
@@ -83,10 +92,10 @@ impl Default for Board {
         Self {
             lasting: HashMap::new(),
             cleared: VecDeque::new(),
-            news: Vec::new(),
+            raised: Vec::new(),
             tokens: BURST,
             ticked_ns: None,
-            raised: 0,
+            count: 0,
             withheld_before: HashSet::new(),
             withheld: Withheld::default(),
             totals: BTreeMap::new(),
@@ -106,17 +115,17 @@ impl Board {
         if self.again(subject, who, &sighting, now) {
             return Outcome::Again;
         }
-        if !self.has_room(subject) {
-            return Outcome::Withheld;
+        if let Some(refused) = self.refuse(subject) {
+            return refused;
         }
         self.tokens -= 1.0;
-        self.raised += 1;
+        self.count += 1;
         self.withheld_before.remove(subject);
-        self.count(subject);
+        self.count_of(subject);
         let Sighting { what, calls, value, normal, deviation, mut evidence } = sighting;
         evidence.truncate(EVIDENCE);
         let finding = Finding {
-            id: format!("{:x}-{}", now.unix_ns, self.raised),
+            id: format!("{:x}-{}", now.unix_ns, self.count),
             kind: subject.kind,
             workload: Arc::clone(&subject.workload),
             pod_name: Arc::clone(&who.identity.pod_name),
@@ -129,9 +138,10 @@ impl Board {
             normal,
             deviation,
             occurrences: calls,
+            also: Vec::new(),
             evidence,
         };
-        self.news.push(finding.clone());
+        self.raised.push(subject.clone());
         self.lasting.insert(subject.clone(), Lasting { finding, seen_ns: now.boot_ns });
         Outcome::Raised
     }
@@ -169,13 +179,31 @@ impl Board {
         self.lasting.contains_key(subject)
     }
 
-    fn has_room(&mut self, subject: &Subject) -> bool {
+    /// Names a call for which there was no finding in the first one of its workload and kind.
+    pub(super) fn also(&mut self, subject: &Subject, what: &str) {
+        let same =
+            |other: &Subject| other.kind == subject.kind && other.workload == subject.workload;
+        let lasting = self.lasting.iter_mut().filter(|(other, _)| same(other));
+        // Ids grow with the time.
+        let latest = lasting.max_by_key(|(_, l)| {
+            (l.finding.since_ns, Reverse(l.finding.id.len()), Reverse(l.finding.id.clone()))
+        });
+        if let Some((_, Lasting { finding, .. })) = latest
+            && finding.also.len() < ALSO
+            && !finding.also.iter().any(|known| known == what)
+        {
+            finding.also.push(what.to_owned());
+        }
+    }
+
+    /// Why there is no room for a finding, if there is none.
+    fn refuse(&mut self, subject: &Subject) -> Option<Outcome> {
         let same =
             |other: &&Subject| other.kind == subject.kind && other.workload == subject.workload;
         let of_workload = self.lasting.keys().filter(same).count() >= subject.kind.most();
         let over_all = self.tokens < 1.0 || self.lasting.len() >= LASTING;
         if !of_workload && !over_all {
-            return true;
+            return None;
         }
         if self.withheld_before.len() >= WITHHELD {
             self.withheld_before.clear();
@@ -187,10 +215,10 @@ impl Board {
                 self.withheld.over_all += 1;
             }
         }
-        false
+        Some(if of_workload { Outcome::Enough } else { Outcome::Withheld })
     }
 
-    fn count(&mut self, subject: &Subject) {
+    fn count_of(&mut self, subject: &Subject) {
         let Workload { namespace, owner, container, unit, .. } = &*subject.workload;
         let name = [owner, unit, container].into_iter().find(|name| !name.is_empty());
         let mut key = (namespace.clone(), name.cloned().unwrap_or_default(), subject.kind);
@@ -205,6 +233,9 @@ impl Board {
         let passed = now.boot_ns.saturating_sub(self.ticked_ns.unwrap_or(now.boot_ns));
         self.ticked_ns = Some(now.boot_ns);
         self.tokens = (self.tokens + Duration::from_nanos(passed).as_secs_f64()).min(BURST);
+        let raised = std::mem::take(&mut self.raised);
+        let lasting = raised.iter().filter_map(|subject| self.lasting.get(subject));
+        let mut news: Vec<Finding> = lasting.map(|lasting| lasting.finding.clone()).collect();
         let is_over = |lasting: &Lasting| {
             u128::from(now.boot_ns.saturating_sub(lasting.seen_ns)) >= quiet.as_nanos()
         };
@@ -213,12 +244,12 @@ impl Board {
         for subject in over {
             if let Some(Lasting { mut finding, .. }) = self.lasting.remove(&subject) {
                 finding.cleared_ns = Some(now.unix_ns);
-                self.news.push(finding.clone());
+                news.push(finding.clone());
                 self.cleared.truncate(CLEARED - 1);
                 self.cleared.push_front(finding);
             }
         }
-        std::mem::take(&mut self.news)
+        news
     }
 
     pub(super) fn lasting(&self) -> impl Iterator<Item = &Finding> {

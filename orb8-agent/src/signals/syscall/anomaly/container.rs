@@ -9,7 +9,7 @@ use super::{
     baseline::{Measure, Phase},
     runtime::{Programs, Told},
     sensitive::Sensitive,
-    settings::{IN_A_ROW, NAMING, Settings},
+    settings::{IN_A_ROW, NAMING, PREPARING, Settings},
     workload::{Who, Workload},
 };
 
@@ -85,8 +85,9 @@ impl Container {
     }
 
     /// Its runtime is still at work, as far as is known.
-    pub(super) fn is_prepared(&self, phase: Phase) -> bool {
-        phase == Phase::Start && !self.programs.own
+    pub(super) fn is_prepared(&self, now_ns: u64) -> bool {
+        let is_young = |born| u128::from(now_ns.saturating_sub(born)) < PREPARING.as_nanos();
+        !self.programs.own && self.who.born_ns.is_some_and(is_young)
     }
 
     /// Its names may still come, and it is worth waiting.

@@ -105,12 +105,6 @@ impl Detector {
         &self.settings
     }
 
-    /// Calls that were made in a container only to prepare it or to enter it: they are not the
-    /// program's own.
-    pub(crate) fn of_runtime(&self, owner: &Owner) -> Vec<u16> {
-        self.containers.get(owner).map(|c| c.sensitive.all_excused()).unwrap_or_default()
-    }
-
     /// What somebody called since the last time, by number; and how its calls failed, by error
     /// number, if that is watched.
     pub(crate) fn calls(
@@ -137,19 +131,20 @@ impl Detector {
         }
     }
 
-    /// A call was told of.
-    pub(crate) fn told(&mut self, owner: &Owner, who: &Who, told: Told) {
+    /// A call was told of. True for one that a runtime made, to prepare a container or to enter it.
+    pub(crate) fn told(&mut self, owner: &Owner, who: &Who, told: Told) -> bool {
         let number = u16::try_from(told.number).ok();
         let number = number.filter(|n| self.sensitive.contains(*n) && told.program.is_none());
         let of_runtimes = number.is_some_and(|number| self.entering.contains(number));
-        let (now, settings) = (self.now.boot_ns, self.settings.clone());
-        let Some(container) = self.container(owner, who) else { return };
+        let now = self.now.boot_ns;
+        let Some(container) = self.container(owner, who) else { return false };
+        let excused =
+            of_runtimes && (container.is_prepared(now) || container.programs.is_of_runtime(&told));
         if let Some(number) = number {
-            let prepared = container.is_prepared(container.phase(now, &settings));
-            let excused = of_runtimes && (prepared || container.programs.is_of_runtime(&told));
             container.sensitive.told(number, &told, excused);
         }
         container.told(told);
+        excused
     }
 
     /// Somebody is gone. Its last calls are to be given before.

@@ -32,12 +32,12 @@ impl Kind {
         }
     }
 
-    /// Findings of one workload that may last at a time. What is beyond is withheld, and counted:
-    /// one cause shows in many calls, and the first ones tell.
+    /// Findings of one workload that may last at a time. What is beyond is named in one of them, and
+    /// counted: one cause shows in many calls, and the first ones tell.
     pub(super) const fn most(self) -> usize {
         match self {
             Self::Sensitive => 16,
-            Self::New => 8,
+            Self::New => 4,
             Self::Rate | Self::Errors => 3,
         }
     }
@@ -72,6 +72,8 @@ pub(crate) struct Finding {
     pub(crate) deviation: f64,
     /// Calls that made it.
     pub(crate) occurrences: u64,
+    /// Calls that came with it and would be findings of the same kind, had there not been enough.
+    pub(crate) also: Vec<String>,
     /// What was told of some of them.
     pub(crate) evidence: Vec<String>,
 }
@@ -83,11 +85,24 @@ impl Finding {
         let Self { what, value, normal, .. } = self;
         match self.kind {
             Kind::Sensitive => format!("sensitive call {what}"),
-            Kind::New => format!("{what} was never called while this workload was learnt"),
+            Kind::New => {
+                format!("{what} was never called while this workload was learnt{}", self.nor())
+            }
             Kind::Rate => format!("{what} {value:.1} times a second, normal is {normal:.1}"),
             Kind::Errors => {
                 format!("{value:.1} calls a second fail with {what}, normal is {normal:.1}")
             }
+        }
+    }
+
+    /// The calls that came with it, as a part of a sentence.
+    fn nor(&self) -> String {
+        const SHOWN: usize = 12;
+        let shown = self.also.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>();
+        match self.also.len().checked_sub(SHOWN) {
+            _ if shown.is_empty() => String::new(),
+            None | Some(0) => format!("; nor {}", shown.join(", ")),
+            Some(more) => format!("; nor {} and {more} more", shown.join(", ")),
         }
     }
 }

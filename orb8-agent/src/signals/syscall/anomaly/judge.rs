@@ -93,7 +93,7 @@ impl Judge<'_> {
         board: &mut Board,
         subject: impl Fn(Kind, u16) -> Subject,
     ) {
-        let prepared = container.is_prepared(phase);
+        let prepared = container.is_prepared(self.now.boot_ns);
         let of_runtime = |number| prepared && self.entering.contains(number);
         let found = container.sensitive.take(self.now.boot_ns, PATIENCE, of_runtime);
         for (number, suspicion) in found {
@@ -112,8 +112,11 @@ impl Judge<'_> {
             let seen = Sighting { what, calls: suspicion.calls, evidence, ..Sighting::default() };
             if usual && (is_unit || baseline.sensitive.contains(number)) {
                 board.again(&subject, &container.who, &seen, self.now);
-            } else if board.see(&subject, &container.who, seen, self.now) != Outcome::Withheld {
-                baseline.sensitive.insert(number);
+            } else {
+                let outcome = board.see(&subject, &container.who, seen, self.now);
+                if matches!(outcome, Outcome::Raised | Outcome::Again) {
+                    baseline.sensitive.insert(number);
+                }
             }
         }
     }
@@ -153,6 +156,9 @@ impl Judge<'_> {
             } else {
                 board.see(&subject, &container.who, seen, self.now)
             };
+            if outcome == Outcome::Enough {
+                board.also(&subject, self.names.call(number));
+            }
             if outcome != Outcome::Withheld {
                 baseline.reported.insert(number);
                 container.candidates.remove(&number);

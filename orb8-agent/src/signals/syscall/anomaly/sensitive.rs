@@ -19,7 +19,6 @@ pub(super) struct Sensitive {
 struct Calls {
     counted: u64,
     told: u64,
-    excused: u64,
     /// Since when fewer were told than counted.
     behind_ns: Option<u64>,
     suspect: Suspicion,
@@ -44,7 +43,6 @@ impl Sensitive {
         let calls = self.calls.entry(number).or_default();
         calls.told += 1;
         if excused {
-            calls.excused += 1;
             return;
         }
         calls.suspect.calls += 1;
@@ -52,12 +50,6 @@ impl Sensitive {
             self.held += 1;
             calls.suspect.evidence.push(told.evidence());
         }
-    }
-
-    /// Calls all of which were excused.
-    pub(super) fn all_excused(&self) -> Vec<u16> {
-        let excused = |calls: &Calls| calls.excused > 0 && calls.excused >= calls.counted;
-        self.calls.iter().filter(|(_, calls)| excused(calls)).map(|(n, _)| *n).collect()
     }
 
     /// Takes what is to be judged. What was counted and is still not told of after `patience` will

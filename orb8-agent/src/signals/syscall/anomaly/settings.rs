@@ -22,6 +22,9 @@ pub(super) const STARTS: u32 = 3;
 /// How long a new call waits to be reported: what a container calls in its last moments, when it is
 /// told to end, is not what it does in its life.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// A runtime starts a container's program within this time. What happens later it is not excused for,
+/// even if that start was not seen.
+pub(super) const PREPARING: Duration = Duration::from_secs(60);
 /// How long nothing is judged for want of a name. After that the owner's id is its name.
 pub(super) const NAMING: Duration = Duration::from_secs(30);
 

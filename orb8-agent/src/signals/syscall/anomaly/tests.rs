@@ -339,10 +339,14 @@ fn one_cause_with_many_calls_is_a_few_findings_and_the_rest_is_counted() {
     world.detector.calls(&at(7), &web, (100..140).map(|n| (n, 1)), None);
     world.calls(7, &web, &[("execve", 1)]);
     world.work(10, &web);
-    assert_eq!(world.raised(Kind::New).len(), 8);
-    assert_eq!(world.raised(Kind::New)[0], "execve");
-    assert_eq!(world.detector.tally().withheld.of_workload, 33);
-    assert_eq!(world.detector.totals().values().sum::<u64>(), 8);
+    assert_eq!(world.raised(Kind::New).len(), 4);
+    let first = &world.found[0];
+    assert_eq!((&*first.what, first.also.len(), &*first.also[0]), ("execve", 37, "call-103"));
+    assert!(first.summary().ends_with("call-114 and 25 more"), "{}", first.summary());
+    assert_eq!(world.detector.tally().withheld.of_workload, 37);
+    assert_eq!(world.detector.totals().values().sum::<u64>(), 4);
+    world.work(60, &web);
+    assert_eq!(world.raised(Kind::New).len(), 4, "the rest came one by one");
 }
 
 #[test]
