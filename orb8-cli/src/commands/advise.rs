@@ -28,7 +28,8 @@ pub(super) async fn seccomp(
                 .into(),
         ));
     }
-    let mut session = Session::open(&target, &cli.global.connection, &args.agent, Purpose::Watch, notes).await?;
+    let mut session =
+        Session::open(&target, &cli.global.connection, &args.agent, Purpose::Watch, notes).await?;
     if session.is_local() {
         let time = args.duration.unwrap_or(args.min_time);
         notes.info(&format!("watching for {}", humantime::format_duration(time)));

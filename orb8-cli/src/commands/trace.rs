@@ -66,7 +66,9 @@ pub(super) async fn network(
         Some(1) => String::from("no packet was seen on the attached interface"),
         Some(many) => format!("no packet was seen on the {many} attached interfaces"),
     };
-    follower.trace(&cli.global.connection, &target, &args.agent, request, args.duration, &filter).await
+    follower
+        .trace(&cli.global.connection, &target, &args.agent, request, args.duration, &filter)
+        .await
 }
 
 pub(super) async fn syscall(
@@ -140,7 +142,7 @@ impl<'n, T> Follower<'n, T> {
         duration: Option<Duration>,
         filter: &str,
     ) -> Result<Exit, Failure> {
-        let mut session = 
+        let mut session =
             Session::open(target, connection, setup, Purpose::Watch, self.notes).await?;
         let result = self.follow(&mut session, request, duration).await;
         let peer = session.peer.clone();

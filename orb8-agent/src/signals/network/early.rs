@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     aggregator::{SliceNumber, slice_of},
-    enricher::Attribution,
+    enricher::{AttributedBy, Attribution},
     k8s::{ContainerId, PodUid, cgroup::CgroupIdentity},
     ledger::Stage,
     netlink::links::{Link, LinkCounters},
@@ -389,7 +389,8 @@ impl Task {
         }
         for sender in senders {
             add(self.early.given.entry(sender.cgroup).or_default(), &sender.missing);
-            let attribution = self.enricher.socket_of_container(&sender.identity);
+            let attribution =
+                self.enricher.of_container(&sender.identity, AttributedBy::SocketCgroup);
             let name = Arc::clone(&name);
             self.book_early(attribution, name, Direction::Egress, sender.missing, sender.first_ns);
         }

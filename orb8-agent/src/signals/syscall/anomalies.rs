@@ -17,7 +17,7 @@ use super::{
     names, record,
     table::Owner,
     task::Task,
-    telling::Wanted,
+    telling::Listener,
 };
 use crate::{clock::boot_ns, config::Config, enricher::Attribution};
 
@@ -163,10 +163,8 @@ impl Task {
         let event = Event { node, timestamp_ns: at_ns, event: Some(anomaly) };
         let number = names::number(&finding.what);
         self.context.live.publish(NAME, &event, |subscriber, _| {
-            match self.listeners.get(&subscriber) {
-                Some(Wanted::Calls(calls)) => number.is_some_and(|n| calls.contains(&n)),
-                Some(Wanted::Usual) | None => true,
-            }
+            let named = self.listeners.get(&subscriber).and_then(Listener::named);
+            named.is_none_or(|calls| number.is_some_and(|n| calls.contains(&n)))
         });
     }
 

@@ -149,6 +149,14 @@ impl Listener {
         Ok(Self { calls: Wanted::parse(&request.syscalls)?, failed: request.errors_only })
     }
 
+    /// The calls that this listener named, if it named any.
+    pub(super) fn named(&self) -> Option<&[u32]> {
+        match &self.calls {
+            Wanted::Usual => None,
+            Wanted::Calls(calls) => Some(calls),
+        }
+    }
+
     /// Whether this listener wants to hear of a call.
     pub(super) fn wants(&self, call: &SyscallEvent, sensitive: &[u32]) -> bool {
         let has_failed = call.flags & ENDED != 0;
