@@ -36,13 +36,21 @@ impl Late {
         Ok(Self { node, agent, _sink: sink })
     }
 
-    /// Stops the agent once it has seen that pods start.
+    /// Stops the agent just after it has seen that pods start.
     fn stop(&self) -> Result<()> {
-        let first = self.node.start_pod(PodSpec::new("shop", "first"))?;
-        let deadline = Instant::now() + LIMIT;
-        while !self.agent.status()?.interfaces.iter().any(|i| i.name == first.veth()) {
-            ensure!(Instant::now() < deadline, "{} is not attached to", first.veth());
-            std::thread::sleep(Duration::from_millis(20));
+        /// What sockets send is counted for a little longer.
+        const FRESH: Duration = Duration::from_secs(8);
+        let deadline = Instant::now() + 3 * LIMIT;
+        for number in 0.. {
+            let begun = Instant::now();
+            let first = self.node.start_pod(PodSpec::new("shop", &format!("first{number}")))?;
+            while !self.agent.status()?.interfaces.iter().any(|i| i.name == first.veth()) {
+                ensure!(Instant::now() < deadline, "{} is not attached to", first.veth());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            if begun.elapsed() < FRESH {
+                break;
+            }
         }
         self.signal(Signal::STOP)
     }

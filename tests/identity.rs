@@ -3,11 +3,13 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
-use orb8_proto::{AttributedBy, Direction, FlowQuery, NetworkFlow, PodQuery, StreamRequest};
+use anyhow::{Context as _, Result, ensure};
+use orb8_proto::{
+    AttributedBy, Direction, FlowQuery, FlowState, NetworkFlow, PodQuery, StreamRequest,
+};
 use orb8_testkit::{
     CgroupDriver, Node, NodeOptions, Pod, PodSpec, Program, Qos, Runtime,
     program::{Bind, UdpSend},
@@ -160,8 +162,24 @@ fn a_late_pod_is_named(meanwhile: impl Fn(&Traced) -> Result<()>) -> Result<()> 
     assert!(of_late.egress_packets >= 5 && of_late.ingress_packets >= 5, "{of_late:?}");
     let nobody = totals.iter().find(|t| t.attributed_by() == AttributedBy::None);
     assert_eq!(nobody, None, "somebody's bytes are nobody's");
-    assert_eq!(of_late.egress_bytes, now.ingress_bytes);
-    assert_eq!(of_late.ingress_bytes, now.egress_bytes);
+    // With what passed before its interface was attached to, which is told a little later.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let pods = traced.pods(PodQuery::default())?;
+        let its = pods.iter().find(|t| t.pod_uid == late.uid()).context("it was there")?;
+        let flows = traced.flows(FlowQuery { limit: 1_000_000, ..FlowQuery::default() })?;
+        let early = |direction| {
+            let early = flows.iter().filter(|f| f.state() == FlowState::Early);
+            let its = early.filter(|f| f.interface == late.veth() && f.direction() == direction);
+            its.map(|f| f.bytes).sum::<u64>()
+        };
+        let sent = now.ingress_bytes + early(Direction::Egress);
+        let received = now.egress_bytes + early(Direction::Ingress);
+        if (its.egress_bytes, its.ingress_bytes) == (sent, received) {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "{its:?} {now:?} {flows:?}");
+    }
     if !now.approximate {
         assert_exact(&now)?;
     }

@@ -30,9 +30,9 @@ pub enum LinkChange {
 
 /// RTNLGRP_LINK as a mask.
 const LINK_GROUP: u32 = 1;
-/// Holds the changes of about a thousand interfaces. When it is too small the kernel says so, and
-/// the answer is [`LinkChange::Resync`].
-const RECEIVE_BUFFER: usize = 4 << 20;
+/// Holds the changes of some thousand interfaces, if the agent is kept from reading them for so long.
+/// When it is too small the kernel says so, and the answer is [`LinkChange::Resync`].
+const RECEIVE_BUFFER: usize = 16 << 20;
 /// Between attempts to open a socket again.
 const REOPEN_DELAY: Duration = Duration::from_secs(1);
 

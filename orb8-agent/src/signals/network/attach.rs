@@ -45,6 +45,7 @@ impl Task {
                         Err(error) => tracing::warn!("{error}"),
                     }
                     self.wanted = None;
+                    self.note_gap();
                 }
             }
             next = self.link_watch.next_queued();

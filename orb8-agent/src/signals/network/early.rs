@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Sockets are counted for this long after something was seen that may be a pod's start.
-const EXPECTING: Duration = Duration::from_secs(5);
+const EXPECTING: Duration = Duration::from_secs(10);
 /// Nothing that a socket sent is on its way to an interface for this long.
 const QUIET_NS: u64 = 300_000_000;
 /// Containers that never stop sending are not waited for longer: what they sent meanwhile is then
@@ -41,6 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const REMEMBERED_NS: u64 = 60_000_000_000;
 /// Nobody was found behind an interface that is gone for so long, and nobody will be.
 const ORPHANED: Duration = Duration::from_secs(2);
+/// Whoever was not overlooked in a gap is found behind an interface by then.
+const GAP: Duration = Duration::from_secs(4);
 /// How late the end of an interface may be noticed, or its beginning.
 const SLACK_NS: u64 = 1_000_000_000;
 /// Rows that are kept for queries: five minutes of thirty containers a second. Beyond it the oldest is
@@ -86,6 +88,8 @@ pub(super) struct EarlyTraffic {
     waiting: Vec<Serial>,
     /// Until when sockets are counted; none: they are not.
     watching: Option<Instant>,
+    /// Since when, and until when, interfaces may have come and gone without a word.
+    gap: Option<(u64, Instant)>,
     /// What was given, oldest first, for as long as queries reach back.
     rows: VecDeque<Flowless>,
     /// What cgroups were given already. There are never more than in `SOCKET_SENT`.
@@ -140,6 +144,14 @@ impl Task {
         serial
     }
 
+    /// Announcements of interfaces were lost: some may have come and gone.
+    pub(super) fn note_gap(&mut self) {
+        if self.follows {
+            let since_ns = self.early.gap.map_or(self.clock.now_ns(), |(since_ns, _)| since_ns);
+            self.early.gap = Some((since_ns, Instant::now()));
+        }
+    }
+
     /// Notes what an interface that is gone carried, also if it went before anybody could follow it.
     pub(super) fn note_end(&mut self, link: &Link, end: LinkCounters) {
         let now = Instant::now();
@@ -181,7 +193,7 @@ impl Task {
             let early = self.interfaces.get(*serial).and_then(|i| i.early.as_ref());
             early.is_some_and(|early| early.by_containers.is_none())
         };
-        self.early.waiting.iter().any(waits)
+        self.early.gap.is_some() || self.early.waiting.iter().any(waits)
     }
 
     fn socket_sent(&mut self) -> HashMap<u64, SocketSent> {
@@ -291,6 +303,35 @@ impl Task {
                 self.early.waiting.push(serial);
             }
         }
+        let Some((since_ns, until)) = self.early.gap.filter(|(_, at)| ends || at.elapsed() > GAP)
+        else {
+            return;
+        };
+        self.early.gap = None;
+        let owned = self.owners();
+        let until_ns = self.boot_ns_at(until);
+        let unseen = senders.into_iter().filter(|sender| {
+            !owned.contains(&owner_of(&sender.identity))
+                && sender.first_ns >= since_ns.saturating_sub(SLACK_NS)
+                && sender.last_ns <= until_ns.saturating_add(SLACK_NS)
+        });
+        for sender in unseen {
+            self.give_to(&sender, "".into());
+        }
+    }
+
+    /// A time that is past, since boot.
+    fn boot_ns_at(&self, at: Instant) -> u64 {
+        let ago = u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.clock.now_ns().saturating_sub(ago)
+    }
+
+    /// Gives a container what it sent early.
+    fn give_to(&mut self, sender: &Sender, interface: Arc<str>) {
+        add(self.early.given.entry(sender.cgroup).or_default(), &sender.missing);
+        let attribution = self.enricher.of_container(&sender.identity, AttributedBy::SocketCgroup);
+        let (counts, at_ns) = (sender.missing, sender.first_ns);
+        self.book_early(attribution, interface, Direction::Egress, counts, at_ns);
     }
 
     /// The owner's containers, with what they sent before the interface was attached to; none if that
@@ -351,14 +392,9 @@ impl Task {
         owned: &mut HashSet<Owner>,
         senders: &mut Vec<Sender>,
     ) -> Vec<Sender> {
-        let now_ns = self.clock.now_ns();
-        let ago = |at: Instant| {
-            let ago = u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            now_ns.saturating_sub(ago)
-        };
         let since_ns = interface.early.map_or(0, |early| early.since_ns);
         let from = since_ns.saturating_sub(SLACK_NS);
-        let to = interface.gone.map_or(u64::MAX, |at| ago(at).saturating_add(SLACK_NS));
+        let to = interface.gone.map_or(u64::MAX, |at| self.boot_ns_at(at).saturating_add(SLACK_NS));
         let within = |sender: &Sender| sender.first_ns >= from && sender.last_ns <= to;
         let mut candidates: HashMap<Owner, (u64, bool)> = HashMap::new();
         for sender in senders.iter() {
@@ -388,11 +424,7 @@ impl Task {
             early.by_containers = Some(sum);
         }
         for sender in senders {
-            add(self.early.given.entry(sender.cgroup).or_default(), &sender.missing);
-            let attribution =
-                self.enricher.of_container(&sender.identity, AttributedBy::SocketCgroup);
-            let name = Arc::clone(&name);
-            self.book_early(attribution, name, Direction::Egress, sender.missing, sender.first_ns);
+            self.give_to(&sender, Arc::clone(&name));
         }
     }
 
