@@ -77,6 +77,9 @@ fn a_slot_that_changes_hands_under_calls_loses_none_and_gives_none_to_its_next_o
     let mut probe = Probe::attach(How::Btf);
     let mut callers: Vec<_> = cgroups.iter().map(|c| c.start("getppid", 2, EACH)).collect();
     let (mut counted, mut before, mut turn) = ([0_u64; 2], 0_u32, 0);
+    let elsewhere = |probe: &Probe, owner: usize| {
+        probe.unslotted(cgroups[owner].id).get(&GETPPID).copied().unwrap_or(0)
+    };
     while callers.iter_mut().any(|caller| caller.try_wait().unwrap().is_none()) || turn < 4 {
         let owner = turn % 2;
         probe.give_slot(cgroups[owner].id, 8);
@@ -86,6 +89,12 @@ fn a_slot_that_changes_hands_under_calls_loses_none_and_gives_none_to_its_next_o
         counted[owner] += u64::from(now.wrapping_sub(before));
         before = now;
         turn += 1;
+        // It goes on elsewhere, and not where it was.
+        let there = elsewhere(&probe, owner);
+        while elsewhere(&probe, owner) == there && callers[owner].try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        assert_eq!(probe.slotted(8)[GETPPID as usize], now, "nobody's, and counted on");
     }
     assert!(counted.iter().all(|n| *n > 0), "{counted:?} in {turn} turns");
     for (cgroup, slotted) in cgroups.iter().zip(counted) {
