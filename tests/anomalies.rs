@@ -139,6 +139,7 @@ fn a_shell_a_ptrace_and_a_fork_storm_are_found_in_a_web_server_and_nothing_else(
     let traced = Traced::start(&scene.node, |config| {
         learning(config);
         config.metrics_listen = Some((Ipv4Addr::LOCALHOST, 0).into());
+        config.listen = Some((Ipv4Addr::LOCALHOST, 0).into());
     })?;
     let request = StreamRequest { signals: vec!["syscall".into()], ..StreamRequest::default() };
     let heard = traced.trace(request)?;
@@ -176,6 +177,17 @@ fn a_shell_a_ptrace_and_a_fork_storm_are_found_in_a_web_server_and_nothing_else(
         answer.anomalies.iter().all(|a| a.cleared_ns > a.since_ns).then_some(())
     })?;
     ensure!(query(&traced, true)?.anomalies.is_empty());
+    let (orb8, at) = (orb8_tests::command_line()?, traced.grpc_addr().context("it serves")?);
+    let (orb8, at) = (orb8.to_str().context("a path")?, at.to_string());
+    let kind = ["--kind", "sensitive-syscall", "-o", "json"];
+    let command =
+        [&[orb8, "--server", &at, "query", "anomalies", "-n", "shop"][..], &kind].concat();
+    let shown = scene.node.exec(&command)?;
+    let json: serde_json::Value = serde_json::from_slice(&shown.stdout)
+        .with_context(|| String::from_utf8_lossy(&shown.stderr).into_owned())?;
+    let rows = json.as_array().context("an array")?;
+    ensure!(rows.iter().all(|row| row["kind"] == "sensitive_syscall"), "{json:#}");
+    ensure!(rows.iter().any(|row| row["id"] == ptrace.id.as_str()), "{json:#}");
     let at = traced.metrics_addr().context("metrics are served")?;
     let metrics = traced.metrics(at)?;
     for kind in ["new_syscall", "sensitive_syscall", "rate"] {

@@ -5,15 +5,17 @@ use std::{
     fs,
     net::Ipv4Addr,
     os::unix::fs::symlink,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use orb8_testkit::{Node, NodeOptions};
+use orb8_testkit::{Node, NodeOptions, PodSpec, Program, program::Exec};
 use orb8_tests::{OldGroups, Traced};
 use serde_json::{Value, json};
 
+const LIMIT: Duration = Duration::from_secs(60);
 const UID: &str = "8d5f24b5-3f56-4f60-a7a8-0c2f8b5e6f3a";
 /// Reads a file now and then, with programs of its own, for two seconds and more.
 const WORK: &str = "n=0; while [ $n -lt 30 ]; do cat /usr/lib/os-release >/dev/null || exit 9; \
@@ -88,20 +90,14 @@ fn pod_list(id: &str) -> Value {
     }]}})
 }
 
-/// `orb8` beside the running test, or one directory above.
-fn orb8() -> Result<PathBuf> {
-    let exe = std::env::current_exe()?;
-    let mut places = exe.ancestors().skip(1).take(2).map(|dir| dir.join("orb8"));
-    places.find(|path| path.is_file()).context("no orb8: build it with `cargo build --bins`")
-}
-
 fn text(output: &Output) -> (String, String) {
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     (text(&output.stdout), text(&output.stderr))
 }
 
 fn advise(node: &Node, traced: &Traced, more: &[&str]) -> Result<Output> {
-    let (orb8, at) = (orb8()?, traced.grpc_addr().context("it serves")?.to_string());
+    let (orb8, at) =
+        (orb8_tests::command_line()?, traced.grpc_addr().context("it serves")?.to_string());
     let mut command = vec![orb8.to_str().context("a path")?, "--server", &at, "advise", "seccomp"];
     command.extend(["-n", "shop", "--pod", "web-0"]);
     command.extend(more);
@@ -162,5 +158,31 @@ fn an_advised_profile_lets_the_workload_run_and_stops_a_call_it_never_made() -> 
     let (out, err) = text(&runc.run(&"ef".repeat(32), &both, Some(&profile))?);
     ensure!(out == "worked\n", "{out}{err}");
     ensure!(err.contains("Operation not permitted"), "{out}{err}");
+    traced.stop()
+}
+
+#[test]
+fn a_profile_of_a_container_that_no_runtime_started_has_what_a_runtime_needs() -> Result<()> {
+    let mut old_groups = OldGroups::default();
+    let node = Node::start(NodeOptions::default())?;
+    old_groups.watch(&node);
+    let runc = Runc::new(&node)?;
+    let pod = node.start_pod(PodSpec::new("shop", "web-0"))?;
+    let pods = runc.dir.path().join("pods.json");
+    node.write_pod_list(&pods)?;
+    let traced = watch(&node, &pods)?;
+    let command = ["/bin/sh", "-c", WORK].map(String::from).to_vec();
+    // It ends without what the testkit's own programs say in the end.
+    let _done = pod.spawn("app", &Program::Exec(Exec { command }))?.wait_for(LIMIT);
+
+    let refused = advise(&node, &traced, &["--min-time", "1s"])?;
+    let (out, err) = text(&refused);
+    ensure!((refused.status.code(), &*out) == (Some(1), ""), "{out}{err}");
+    ensure!(err.contains("no instance was watched from its first call on"), "{err}");
+    let (out, err) = text(&advise(&node, &traced, &["--force"])?);
+    let profile: Value = serde_json::from_str(&out).with_context(|| err)?;
+    let both = format!("{WORK}; {INTRUDE}");
+    let (out, err) = text(&runc.run(&"ab".repeat(32), &both, Some(&profile))?);
+    ensure!(out == "worked\n", "{out}{err}{profile:#}");
     traced.stop()
 }

@@ -11,9 +11,9 @@ mod image;
 mod scene;
 mod traced;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use orb8_testkit::Pod;
 
 pub use agent_process::{AgentProcess, binary};
@@ -39,6 +39,13 @@ pub fn assert_exact(now: &Quiet) -> Result<()> {
         now.name
     );
     Ok(())
+}
+
+/// The `orb8` that was built: beside the running test, or one directory above.
+pub fn command_line() -> Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    let mut places = exe.ancestors().skip(1).take(2).map(|dir| dir.join("orb8"));
+    places.find(|path| path.is_file()).context("no orb8: build it with `cargo build --bins`")
 }
 
 /// The address of a server in `pod`, IPv4 or IPv6.
