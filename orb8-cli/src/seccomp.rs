@@ -73,7 +73,9 @@ pub(crate) struct Advice {
 ///
 /// # Errors
 /// When there is none, or they are of several kinds: with what there is.
-pub(crate) fn advise(profiles: &[SyscallProfile], min_time: Duration) -> Result<Advice, String> {
+pub(crate) fn advise(all: &[SyscallProfile], min_time: Duration) -> Result<Advice, String> {
+    let named: Vec<SyscallProfile> = all.iter().filter(|p| !is_sandbox(p)).cloned().collect();
+    let profiles: &[SyscallProfile] = if named.is_empty() { all } else { &named };
     let Some(first) = profiles.first() else {
         return Err("no container with such a name has called anything on this node".into());
     };
@@ -104,6 +106,12 @@ pub(crate) fn advise(profiles: &[SyscallProfile], min_time: Duration) -> Result<
         instances: profiles.len(),
         watched,
     })
+}
+
+/// A pod's sandbox, which only waits: Kubernetes has no name for it, and runtimes call it so.
+fn is_sandbox(profile: &SyscallProfile) -> bool {
+    let SyscallProfile { container, container_id, .. } = profile;
+    container == "POD" || !container_id.is_empty() && container_id.starts_with(container.as_str())
 }
 
 fn kind(profile: &SyscallProfile) -> String {
@@ -265,6 +273,13 @@ mod tests {
             "{error}"
         );
         assert!(advise(&[], TEN_MINUTES).is_err());
+        let sandbox = SyscallProfile {
+            container: "17f573eb9dc3".into(),
+            container_id: "17f573eb9dc3aa".into(),
+            ..profile("web-1", &["pause"])
+        };
+        let advice = advise(&[profile("web-1", &[]), sandbox], TEN_MINUTES).unwrap();
+        assert!(!advice.calls.contains("pause"), "{advice:?}");
     }
 
     #[test]
