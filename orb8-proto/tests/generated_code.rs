@@ -33,8 +33,9 @@ fn describe() -> Vec<u8> {
 fn compare(name: &str, proto: &str, fresh: &[u8]) {
     let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gen").join(name);
     if std::env::var_os("ORB8_CODEGEN").is_some_and(|v| v == "write") {
-        fs::create_dir_all(committed.parent().unwrap()).unwrap();
-        fs::write(&committed, fresh).unwrap();
+        let dir = committed.parent().expect("a directory of generated code");
+        fs::create_dir_all(dir).expect("the directory of generated code");
+        fs::write(&committed, fresh).expect("generated code to be replaced");
     }
     let stands = fs::read(&committed).unwrap_or_default();
     assert!(stands == fresh, "proto/{proto} changed: run `cargo xtask codegen` and commit");

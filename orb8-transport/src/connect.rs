@@ -1,6 +1,10 @@
 //! A client's way to a server.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -15,9 +19,13 @@ use crate::{
     address::{Address, Scheme},
     client_io::ClientIo,
     client_tls::ClientTls,
-    connect_error::{ConnectError, cause},
+    connect_error::ConnectError,
     limits::Limits,
 };
+
+/// A connection that was not used for this long is not used any more: servers do not wait for ever
+/// for HTTP/2 to begin.
+const KEPT: Duration = Duration::from_secs(3);
 
 /// Connects to servers, each with a channel of its own that connects again by itself. Clones share
 /// the files of TLS.
@@ -92,23 +100,22 @@ impl Connector {
     /// When there is no connection.
     pub async fn connect(&self, address: &Address) -> Result<Channel, ConnectError> {
         let (endpoint, way) = self.way(address)?;
-        // The first connection is made here, for its error to keep its type, and then handed out.
-        let first = Arc::new(std::sync::Mutex::new(Some(way.clone().go().await?)));
+        // The first connection is made here, for its error to keep its type. HTTP/2 begins on it
+        // with the first request, which is then told why a server closes: one that came after the
+        // connection's end would only hear that it has ended.
+        let first = (way.clone().go().await?, Instant::now());
+        let first = Arc::new(Mutex::new(Some(first)));
         let connector = tower::service_fn(move |_: Uri| {
-            let first = first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+            let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
             let way = way.clone();
             async move {
                 match first {
-                    Some(io) => Ok(io),
-                    None => way.go().await,
+                    Some((io, made)) if made.elapsed() < KEPT => Ok(io),
+                    _ => way.go().await,
                 }
             }
         });
-        // HTTP/2 begins at once, used or not: servers do not wait for it for long.
-        endpoint.connect_with_connector(connector).await.map_err(|error| ConnectError::Http2 {
-            address: address.to_string(),
-            reason: cause(&error),
-        })
+        Ok(endpoint.connect_with_connector_lazy(connector))
     }
 
     fn way(&self, address: &Address) -> Result<(Endpoint, Way), ConnectError> {

@@ -81,14 +81,6 @@ pub enum ConnectError {
     /// The server speaks TLS, and was spoken to in plain text.
     #[error("the server speaks TLS, not plain text: use https://")]
     TlsServer,
-    /// HTTP/2 could not begin.
-    #[error("{address}: HTTP/2: {reason}")]
-    Http2 {
-        /// The server's address.
-        address: String,
-        /// What failed.
-        reason: String,
-    },
     /// What answers is not gRPC.
     #[error("what answers there does not speak HTTP/2, and is no gRPC server")]
     NotHttp2,
