@@ -12,6 +12,7 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustls::pki_types::pem::PemObject;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -33,7 +34,6 @@ fn client_hello(authority: &Authority) -> Vec<u8> {
     let path = files.write("ca.crt", &authority.pem());
     let mut roots = rustls::RootCertStore::empty();
     let pem = fs::read(path).unwrap();
-    use rustls::pki_types::pem::PemObject;
     roots.add(rustls::pki_types::CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
     let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
