@@ -34,8 +34,7 @@ use crate::{
 const EXPECTING: Duration = Duration::from_secs(10);
 /// Nothing that a socket sent is on its way to an interface for this long.
 const QUIET_NS: u64 = 300_000_000;
-/// Containers that never stop sending are not waited for longer: what they sent meanwhile is then
-/// their pod's.
+/// Containers that never stop sending are not waited for longer: what they sent before is their pod's.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What sockets sent is remembered for this long after their first packet.
 const REMEMBERED_NS: u64 = 60_000_000_000;
@@ -88,6 +87,8 @@ pub(super) struct EarlyTraffic {
     waiting: Vec<Serial>,
     /// Until when sockets are counted; none: they are not.
     watching: Option<Instant>,
+    /// What was announced by this time since boot was followed.
+    followed_ns: u64,
     /// Since when, and until when, interfaces may have come and gone without a word.
     gap: Option<(u64, Instant)>,
     /// What was given, oldest first, for as long as queries reach back.
@@ -136,18 +137,26 @@ impl Task {
     /// Adds an interface that has just been made. What passes it before it is attached to is to be
     /// given to its owner.
     pub(super) fn add_new(&mut self, mut interface: Interface, link: &Link) -> Serial {
-        // As of the last reading: what was announced by then was followed by then.
-        interface.early = Some(Early::of(link, self.clock.now_ns()));
+        interface.early = Some(Early::of(link, self.early.followed_ns));
         let serial = self.interfaces.add(interface);
         self.early.waiting.push(serial);
         self.expect_pods();
         serial
     }
 
+    /// Follows what was announced by now, so that it is known since when what comes later may be there.
+    pub(super) async fn follow_announced(&mut self) {
+        let now_ns = self.probe.pulse().map_or(0, |pulse| pulse.boot_ns);
+        while let Some(change) = self.link_watch.next_queued() {
+            self.links_changed(change).await;
+        }
+        self.early.followed_ns = now_ns;
+    }
+
     /// Announcements of interfaces were lost: some may have come and gone.
     pub(super) fn note_gap(&mut self) {
         if self.follows {
-            let since_ns = self.early.gap.map_or(self.clock.now_ns(), |(since_ns, _)| since_ns);
+            let since_ns = self.early.gap.map_or(self.early.followed_ns, |(since_ns, _)| since_ns);
             self.early.gap = Some((since_ns, Instant::now()));
         }
     }
@@ -311,7 +320,8 @@ impl Task {
         let owned = self.owners();
         let until_ns = self.boot_ns_at(until);
         let unseen = senders.into_iter().filter(|sender| {
-            !owned.contains(&owner_of(&sender.identity))
+            sender.is_quiet
+                && !owned.contains(&owner_of(&sender.identity))
                 && sender.first_ns >= since_ns.saturating_sub(SLACK_NS)
                 && sender.last_ns <= until_ns.saturating_add(SLACK_NS)
         });
@@ -353,6 +363,8 @@ impl Task {
             return None;
         }
         let mut its: Vec<Sender> = senders.extract_if(.., |sender| is_its(sender)).collect();
+        // Something may be on its way that flows will have.
+        its.retain(|sender| is_gone || sender.is_quiet);
         let mut sum = Counts::default();
         its.iter().for_each(|sender| add(&mut sum, &sender.missing));
         // What has no room in the flow table has no sender either: it would be taken for early.
@@ -395,7 +407,7 @@ impl Task {
         let since_ns = interface.early.map_or(0, |early| early.since_ns);
         let from = since_ns.saturating_sub(SLACK_NS);
         let to = interface.gone.map_or(u64::MAX, |at| self.boot_ns_at(at).saturating_add(SLACK_NS));
-        let within = |sender: &Sender| sender.first_ns >= from && sender.last_ns <= to;
+        let within = |s: &Sender| s.is_quiet && s.first_ns >= from && s.last_ns <= to;
         let mut candidates: HashMap<Owner, (u64, bool)> = HashMap::new();
         for sender in senders.iter() {
             let owner = owner_of(&sender.identity);

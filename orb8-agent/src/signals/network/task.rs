@@ -255,6 +255,7 @@ impl Task {
 
     async fn tick(&mut self) {
         self.ticks += 1;
+        self.follow_announced().await;
         let generation = self.context.pods.generation();
         if generation != self.pods_generation {
             self.pods_generation = generation;
