@@ -281,7 +281,7 @@ fn a_query_shows_what_was_asked_for_and_names_who_was_meant() -> Result<()> {
     };
     let wrong = SyscallQuery { syscalls: vec!["unmask".into()], ..two.clone() };
     assert!(refused(wrong).contains("umask"));
-    let wrong = SyscallQuery { namespace: "shops".into(), ..two.clone() };
+    let wrong = SyscallQuery { namespace: "shops".into(), ..two };
     assert!(refused(wrong).contains("known: data, shop"));
     let wrong = StreamRequest { syscalls: vec!["opennat".into()], ..StreamRequest::default() };
     let error = traced.open(wrong).unwrap_err().to_string();

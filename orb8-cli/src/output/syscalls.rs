@@ -33,7 +33,7 @@ pub(crate) static EVENTS: &[Column<SyscallEvent>] = &[
     column("duration_ns", "DURATION-NS", Place::Wide, 11, |call| {
         call.duration_ns.map_or(Value::Absent, Value::Number)
     }),
-    column("detail", "DETAIL", Place::People, 40, |call| detail(call)),
+    column("detail", "DETAIL", Place::People, 40, detail),
     column("path", "PATH", Place::Data, 40, |call| Value::text(&call.path)),
     column("args", "ARGS", Place::Data, 40, |call| texts(&call.args)),
     column("address", "ADDRESS", Place::Data, 21, |call| Value::text(&call.address)),
@@ -76,7 +76,7 @@ pub(crate) static COUNTS: &[Column<Counted>] = &[
     column("class", "CLASS", Place::Wide, 10, |row| Value::text(&row.count.class)),
     column("number", "NUMBER", Place::Data, 6, |row| Value::number(row.count.number)),
     column("calls", "CALLS", Place::Everywhere, 10, |row| Value::Number(row.count.calls)),
-    column("calls_per_second", "CALLS/S", Place::People, 9, |row| per_second(row)),
+    column("calls_per_second", "CALLS/S", Place::People, 9, per_second),
     column("errors", "ERRORS", Place::People, 6, |row| of(row, |o| Value::Number(o.errors))),
     column("p50", "P50", Place::WidePeople, 9, |row| of(row, |o| duration(o.p50_ns))),
     column("p99", "P99", Place::People, 9, |row| of(row, |o| duration(o.p99_ns))),

@@ -15,11 +15,14 @@ use crate::{config::SyscallMetrics as By, prom_exporter::gauge};
 /// others' series are left out, and how many containers that are is told.
 const MOST: usize = 2_000;
 
+/// Calls by class and, if that is asked for, by name.
+type Calls = BTreeMap<(&'static str, &'static str), u64>;
+
 /// What one scrape tells of system calls.
 #[derive(Debug)]
 pub(super) struct SyscallMetrics {
-    /// Labels but for the call, and calls by class and, if asked for, by name.
-    containers: Vec<(Labels, BTreeMap<(&'static str, &'static str), u64>)>,
+    /// Labels but for the call.
+    containers: Vec<(Labels, Calls)>,
     by: By,
     omitted: usize,
     tracked: usize,
@@ -78,10 +81,7 @@ fn labels(identity: Option<&crate::enricher::Identity>, owner: &'static str) -> 
     }
 }
 
-fn sums(
-    calls: impl Iterator<Item = (u16, u64)>,
-    by: By,
-) -> BTreeMap<(&'static str, &'static str), u64> {
+fn sums(calls: impl Iterator<Item = (u16, u64)>, by: By) -> Calls {
     let mut sums = BTreeMap::new();
     for (number, calls) in calls {
         let name = names::name(number.into());
