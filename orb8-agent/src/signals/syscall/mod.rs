@@ -34,7 +34,7 @@ use tonic::Status;
 pub use telling::SENSITIVE;
 
 use super::{Context, Signal, Snapshot};
-use crate::{live::SubscriberId, probe_loader::LoadError, status::State};
+use crate::{live::SubscriberId, probe_loader::LoadError, status::State, tasks::on_thread};
 
 /// Name of the signal, on the wire and on the command line.
 pub const NAME: &str = "syscall";
@@ -93,9 +93,8 @@ impl Syscall {
         let (commands, inbox) = mpsc::channel(64);
         let (ready, started) = oneshot::channel();
         // A thread, because loading and reading maps block and the API must not wait for it.
-        let thread = std::thread::Builder::new().name(format!("orb8-{NAME}"));
-        let spawned = thread.spawn(move || task::run(context, inbox, ready));
-        spawned.map_err(|error| SyscallError::Io { what: "thread", error })?;
+        let thread = on_thread(&format!("orb8-{NAME}"), move || task::run(context, inbox, ready));
+        thread.map_err(|error| SyscallError::Io { what: "thread", error })?;
         match started.await {
             Ok(outcome) => outcome.map(|()| Self { commands }),
             Err(_gone) => Err(SyscallError::Io {

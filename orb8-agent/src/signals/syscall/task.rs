@@ -42,29 +42,20 @@ const TICKS_PER_CLEANUP: u64 = 5;
 /// While somebody listens the ring is drained this often: programs that start open files by the dozen.
 const WHILE_HEARD: Duration = Duration::from_millis(20);
 
-/// Runs the task on the calling thread until it is stopped or nobody can ask it any more.
-pub(super) fn run(
+/// Runs the task until it is stopped or nobody can ask it any more.
+pub(super) async fn run(
     context: Context,
     inbox: mpsc::Receiver<Command>,
     ready: oneshot::Sender<Result<(), SyscallError>>,
 ) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            let _nobody = ready.send(Err(SyscallError::Io { what: "tokio runtime", error }));
-            return;
-        }
-    };
-    runtime.block_on(async {
-        match Task::start(context) {
-            Ok(task) => {
-                if ready.send(Ok(())).is_ok() {
-                    task.run(inbox).await;
-                }
+    match Task::start(context) {
+        Ok(task) => {
+            if ready.send(Ok(())).is_ok() {
+                task.run(inbox).await;
             }
-            Err(error) => drop(ready.send(Err(error))),
         }
-    });
+        Err(error) => drop(ready.send(Err(error))),
+    }
 }
 
 pub(super) struct Task {
