@@ -93,7 +93,7 @@ impl Default for Board {
             lasting: HashMap::new(),
             cleared: VecDeque::new(),
             raised: Vec::new(),
-            tokens: BURST,
+            tokens: f64::from(BURST),
             ticked_ns: None,
             count: 0,
             withheld_before: HashSet::new(),
@@ -232,7 +232,8 @@ impl Board {
     pub(super) fn tick(&mut self, now: Moment, quiet: Duration) -> Vec<Finding> {
         let passed = now.boot_ns.saturating_sub(self.ticked_ns.unwrap_or(now.boot_ns));
         self.ticked_ns = Some(now.boot_ns);
-        self.tokens = (self.tokens + Duration::from_nanos(passed).as_secs_f64()).min(BURST);
+        self.tokens =
+            (self.tokens + Duration::from_nanos(passed).as_secs_f64()).min(f64::from(BURST));
         let raised = std::mem::take(&mut self.raised);
         let lasting = raised.iter().filter_map(|subject| self.lasting.get(subject));
         let mut news: Vec<Finding> = lasting.map(|lasting| lasting.finding.clone()).collect();

@@ -234,7 +234,7 @@ impl Judge<'_> {
             (measure, (rate, true))
         });
         let judged = judged.collect();
-        self.report_rates(found, container, board, &subject);
+        self.report_rates(found, container, board, subject);
         judged
     }
 

@@ -41,7 +41,7 @@ pub(super) const LASTING: usize = 1_000;
 /// Findings that are over and kept to be asked for. The oldest goes first.
 pub(super) const CLEARED: usize = 1_000;
 /// New findings that may come at once, over all; then there is one a second.
-pub(super) const BURST: f64 = 60.0;
+pub(super) const BURST: u32 = 60;
 
 /// What a detector can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -356,8 +356,8 @@ fn a_flood_of_findings_is_cut_to_one_a_second_and_the_rest_is_counted() {
         world.detector.told(&at(n), &who("web", &format!("Deployment/{n}")), told("ptrace", "x"));
     }
     let first = world.tick().len();
-    assert_eq!(first, BURST as usize);
-    assert_eq!(world.detector.tally().withheld.over_all, 500 - BURST as u64);
+    assert_eq!(first as u64, u64::from(BURST));
+    assert_eq!(world.detector.tally().withheld.over_all, 500 - u64::from(BURST));
 }
 
 #[test]
@@ -501,7 +501,7 @@ proptest! {
                         prop_assert!(finding.evidence.len() <= 6);
                     }
                     let lasting: u64 = world.detector.lasting().iter().map(|(_, n)| n).sum();
-                    prop_assert_eq!(lasting as usize, raised.len() - over.len());
+                    prop_assert_eq!(lasting, (raised.len() - over.len()) as u64);
                 }
                 Act::Restart => {
                     let text = serde_json::to_string(&world.detector.save()).unwrap();

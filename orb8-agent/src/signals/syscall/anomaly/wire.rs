@@ -112,7 +112,7 @@ impl Detector {
                 && (name.starts_with(&query.pod_name) || query.pod_name.starts_with(name))
         };
         let mut found: Vec<_> = self.baselines.iter().filter(|(w, _)| wanted(w)).collect();
-        found.sort_by(|(one, _), (other, _)| one.cmp(other));
+        found.sort_by_key(|(workload, _)| *workload);
         found.truncate(LIMIT);
         found.into_iter().map(|(w, baseline)| baseline.record(w, self.settings())).collect()
     }
