@@ -46,9 +46,11 @@ impl Task {
 
     fn try_harvest(&mut self) -> io::Result<()> {
         let now = Instant::now();
+        // First, so that no more calls are told to have ended than to have begun.
+        self.take_ends(now)?;
         self.take_unslotted(now)?;
         self.take_slots(now)?;
-        self.take_ends(now)?;
+        self.give_ends(now);
         self.count_kernel_losses()
     }
 

@@ -126,15 +126,20 @@ fn error(new: &mut New, key: ErrorKey, more: u64) {
 }
 
 impl Task {
-    /// Takes how calls ended, and gives it to whose they were.
+    /// Takes how calls ended.
     pub(super) fn take_ends(&mut self, now: Instant) -> io::Result<()> {
         let Self { ends, alive, .. } = self;
         let Some(ends) = ends else { return Ok(()) };
         let new = ends.take(now, |cgroup| !alive.contains(&cgroup))?;
-        let now_ns = boot_ns();
         for (cgroup, figures) in new {
             self.ended.entry(cgroup).or_default().extend(figures);
         }
+        Ok(())
+    }
+
+    /// Gives the ends that were taken to their owners.
+    pub(super) fn give_ends(&mut self, now: Instant) {
+        let now_ns = boot_ns();
         let waiting: Vec<u64> = self.ended.keys().copied().collect();
         for cgroup in waiting {
             if let Some(owner) = self.owner_of(cgroup, now)
@@ -143,6 +148,5 @@ impl Task {
                 self.accounts.book_ends(&owner, &figures, now_ns);
             }
         }
-        Ok(())
     }
 }
