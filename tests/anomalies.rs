@@ -129,7 +129,7 @@ fn found(
     let after = i128::from(anomaly.since_ns) - i128::try_from(injected)?;
     let limit = i128::try_from(FOUND_WITHIN.as_nanos())?;
     ensure!(after <= limit, "found after {} ms: {anomaly:#?}", after / 1_000_000);
-    println!("{kind:?} of {} after {} ms", anomaly.syscall, after / 1_000_000);
+    eprintln!("{kind:?} of {} after {} ms", anomaly.syscall, after / 1_000_000);
     Ok(anomaly)
 }
 
