@@ -3,7 +3,8 @@
 //!
 //! The workload is an HTTP server that a client in another pod asks five times a second, each time
 //! by a new connection. It is learnt for 12 s, by windows of 1 s. What is injected into its container,
-//! one after the other: a shell; a ptrace; processes forked as fast as they go.
+//! one after the other: a shell; a ptrace; processes forked as fast as they go; opens of a file that
+//! is not to be read, some thousand a second.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -134,10 +135,13 @@ fn found(
 }
 
 #[test]
-fn a_shell_a_ptrace_and_a_fork_storm_are_found_in_a_web_server_and_nothing_else() -> Result<()> {
+fn a_shell_a_ptrace_and_storms_of_forks_and_errors_are_found_in_a_web_server_and_nothing_else()
+-> Result<()> {
     let scene = Scene::start()?;
     let traced = Traced::start(&scene.node, |config| {
         learning(config);
+        // Errors are seen where the ends of calls are.
+        config.syscall_latency = true;
         config.metrics_listen = Some((Ipv4Addr::LOCALHOST, 0).into());
         config.listen = Some((Ipv4Addr::LOCALHOST, 0).into());
     })?;
@@ -173,6 +177,12 @@ fn a_shell_a_ptrace_and_a_fork_storm_are_found_in_a_web_server_and_nothing_else(
     let storm = found(&traced, injected, AnomalyKind::Rate, &["clone", "fork", "vfork", "clone3"])?;
     ensure!(storm.value > 30.0 && storm.value > 3.0 * storm.normal, "{storm:#?}");
 
+    let injected = SystemTime::now();
+    let opens = "$) = $> = 65534; for (1..40000) { open(my $f, '<', '/etc/shadow') }";
+    scene.inject(&["perl", "-e", opens])?.wait_for(LIMIT).ok();
+    let errors = found(&traced, injected, AnomalyKind::ErrorStorm, &["EACCES"])?;
+    ensure!(errors.value > 30.0 && errors.value > 3.0 * errors.normal, "{errors:#?}");
+
     wait(&traced, LIMIT, "all is over", |answer| {
         answer.anomalies.iter().all(|a| a.cleared_ns > a.since_ns).then_some(())
     })?;
@@ -190,7 +200,7 @@ fn a_shell_a_ptrace_and_a_fork_storm_are_found_in_a_web_server_and_nothing_else(
     ensure!(rows.iter().any(|row| row["id"] == ptrace.id.as_str()), "{json:#}");
     let at = traced.metrics_addr().context("metrics are served")?;
     let metrics = traced.metrics(at)?;
-    for kind in ["new_syscall", "sensitive_syscall", "rate"] {
+    for kind in ["new_syscall", "sensitive_syscall", "rate", "error_storm"] {
         let labels = format!("namespace=\"shop\",workload=\"Deployment/web\",kind=\"{kind}\"");
         let count = metrics.get(&format!("orb8_anomalies_total{{{labels}}}"));
         ensure!(count.is_some_and(|n| *n >= 1.0), "{kind}: {count:?} in {metrics:#?}");
@@ -199,7 +209,7 @@ fn a_shell_a_ptrace_and_a_fork_storm_are_found_in_a_web_server_and_nothing_else(
     }
     let heard = traced.stop_with(heard)?;
     ensure!(heard.anomalies.len() < 2 * 16, "one cause, many findings: {:#?}", heard.anomalies);
-    for anomaly in [shell, ptrace, storm] {
+    for anomaly in [shell, ptrace, storm, errors] {
         let told: Vec<_> = heard.anomalies.iter().filter(|a| a.id == anomaly.id).collect();
         ensure!(told.len() == 2, "told when it began and when it was over: {told:#?}");
         ensure!((told[0].cleared_ns, told[1].cleared_ns > 0) == (0, true), "{told:#?}");

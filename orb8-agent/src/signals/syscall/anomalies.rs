@@ -1,7 +1,7 @@
 //! Feeding the detector, telling of what it finds, and keeping what it has learnt.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use super::{
     NAME,
     anomaly::{Detector, Finding, Moment, Names, Saved, Settings, StateFile, Told, Who},
+    ends::Figure,
     execs::Call,
     names, record,
     table::Owner,
@@ -97,7 +98,24 @@ impl Task {
     pub(super) fn judge_calls(&mut self, owner: &Owner, calls: &[(u16, u64)]) {
         if let Some(who) = self.who(owner) {
             let calls = calls.iter().map(|(number, calls)| (u32::from(*number), *calls));
-            self.anomalies.detector.calls(owner, &who, calls, None);
+            let errors = self.ends.is_some().then_some(&[][..]);
+            self.anomalies.detector.calls(owner, &who, calls, errors);
+        }
+    }
+
+    /// How calls ended, where that is watched.
+    pub(super) fn judge_ends(&mut self, owner: &Owner, figures: &[((u16, Figure), u64)]) {
+        let mut errors: BTreeMap<u32, u64> = BTreeMap::new();
+        for ((_, figure), calls) in figures {
+            if let Figure::Error(errno) = figure {
+                *errors.entry(u32::from(*errno)).or_default() += calls;
+            }
+        }
+        if !errors.is_empty()
+            && let Some(who) = self.who(owner)
+        {
+            let errors: Vec<(u32, u64)> = errors.into_iter().collect();
+            self.anomalies.detector.calls(owner, &who, [], Some(&errors));
         }
     }
 

@@ -146,6 +146,7 @@ impl Task {
                 && let Some(figures) = self.ended.remove(&cgroup)
             {
                 self.accounts.book_ends(&owner, &figures, now_ns);
+                self.judge_ends(&owner, &figures);
             }
         }
     }
