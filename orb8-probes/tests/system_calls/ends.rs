@@ -66,15 +66,16 @@ fn every_call_of_a_process_that_has_ended_has_returned_but_those_that_never_do()
     let cgroup = Cgroup::new("all");
     let mut probe = Probe::attach_ends(How::Btf);
     let never = [libc::SYS_exit, libc::SYS_exit_group, libc::SYS_rt_sigreturn];
+    let never = never.map(|number| u32::try_from(number).unwrap());
     for number in never {
-        probe.tell(number as u32, told::NO_RESULT, TextOf::default());
+        probe.tell(number, told::NO_RESULT, TextOf::default());
     }
     cgroup.run("fork", 2, 5);
     let outcomes = probe.outcomes(cgroup.id);
     let calls = probe.unslotted(cgroup.id);
     assert!(calls.len() > 20, "{calls:?}");
     for (number, calls) in calls {
-        if never.contains(&i64::from(number)) {
+        if never.contains(&number) {
             assert_eq!(outcomes.get(&number), None);
         } else {
             let outcome = outcomes[&number];

@@ -1,5 +1,10 @@
 //! The object `syscall_probe` on the running kernel: real calls go in, and what its maps say comes
 //! out.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "all of this is test, and numbers of calls are small ones"
+)]
 
 mod acts;
 mod ends;
@@ -162,7 +167,7 @@ fn the_name_of_a_program_is_bytes_and_may_be_anything() {
     probe.tell(EXECVE, told::ALWAYS, TextOf { text: text::PROGRAM, argument: 0 });
     let mut command = Command::new("/bin/true");
     command.arg(std::ffi::OsStr::from_bytes(b"\xff\x1b[31m"));
-    cgroup.run_command(&mut command);
+    cgroup.run_command(&command);
     let events = probe.events();
     let event = events
         .iter()

@@ -24,7 +24,7 @@ pub(super) enum Figure {
 }
 
 /// Figures by number of the call, sorted. Most calls have few of them.
-type Figures = Vec<((u16, Figure), u64)>;
+pub(super) type Figures = Vec<((u16, Figure), u64)>;
 
 /// What ended, oldest first. 16 bytes a figure, some six figures for each call of a slice: as many
 /// containers and calls as the probe's table holds take some 16 MB over the whole window.

@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     Command, Context, NAME, SyscallError,
     anomalies::Anomalies,
-    ends::Figure,
+    ends::Figures,
     events::Last,
     execs::{Call, Execs},
     follow::EventFilter,
@@ -80,7 +80,7 @@ pub(super) struct Task {
     /// Where the ends of calls are watched.
     pub(super) ends: Option<Watcher>,
     /// Ends of calls by cgroups of which it is not known whose they are.
-    pub(super) ended: HashMap<u64, Vec<((u16, Figure), u64)>>,
+    pub(super) ended: HashMap<u64, Figures>,
     /// Calls of all units together, closed accounts included.
     pub(super) units: BTreeMap<u16, u64>,
     /// Calls that were nobody's so far.

@@ -9,7 +9,11 @@ use std::{
 use orb8_common::syscall::{CallOutcomes, ErrorKey, OutcomeKey};
 use orb8_proto::MapStatus;
 
-use super::{ends::Figure, probe::status, task::Task};
+use super::{
+    ends::{Figure, Figures},
+    probe::status,
+    task::Task,
+};
 use crate::{
     clock::boot_ns,
     probe_loader::{LoadError, Object, RawMap},
@@ -33,7 +37,7 @@ struct Taken<T> {
 }
 
 /// What is new, by cgroup.
-type New = HashMap<u64, Vec<((u16, Figure), u64)>>;
+type New = HashMap<u64, Figures>;
 
 impl Watcher {
     pub(super) fn of(object: &mut Object) -> Result<Self, LoadError> {
