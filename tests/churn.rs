@@ -89,7 +89,7 @@ fn settled_status(agent: &Client) -> Result<StatusResponse> {
 fn two_hundred_pods_come_and_go_and_nothing_grows() -> Result<()> {
     let node = Node::start(NodeOptions::default())?;
     let _sink = node.spawn("sink", &Program::udp_sink(Ipv4Addr::UNSPECIFIED, PORT))?;
-    let agent = AgentProcess::start(&node, &[])?;
+    let agent = AgentProcess::start(&node, &["--signals", "network"])?;
     churn(&node, 0, 10)?;
     let warm = settled_status(&agent)?;
     let settled = churn(&node, 1, 40)?;

@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// An agent that follows a node with one pod.
 fn start(node: &Node, pod: &Pod, arguments: &[&str]) -> Result<AgentProcess> {
-    let agent = AgentProcess::start(node, arguments)?;
+    let agent = AgentProcess::start(node, &[&["--signals", "network"], arguments].concat())?;
     await_attached(&agent, &[pod.veth().to_owned()], 1)?;
     Ok(agent)
 }

@@ -32,7 +32,7 @@ impl Late {
     fn start() -> Result<Self> {
         let node = Node::start(NodeOptions::default())?;
         let sink = node.spawn("sink", &Program::udp_sink(Ipv6Addr::UNSPECIFIED, PORT))?;
-        let agent = AgentProcess::start(&node, &[])?;
+        let agent = AgentProcess::start(&node, &["--signals", "network"])?;
         Ok(Self { node, agent, _sink: sink })
     }
 

@@ -124,7 +124,10 @@ fn ten_thousand_ipv6_flows_in_a_table_of_a_thousand_are_counted_exactly() -> Res
 #[test]
 fn an_agent_whose_table_is_full_uses_less_than_half_a_core() -> Result<()> {
     let scene = scene(false)?;
-    let agent = AgentProcess::start(&scene.node, &["--flow-table-size", &TABLE.to_string()])?;
+    let agent = AgentProcess::start(
+        &scene.node,
+        &["--signals", "network", "--flow-table-size", &TABLE.to_string()],
+    )?;
     agent.wait_attached(scene.client.veth())?;
     let cpu = || -> Result<f64> { Ok(agent.status()?.usage.unwrap_or_default().cpu_seconds) };
     let (begun, cpu_before) = (Instant::now(), cpu()?);

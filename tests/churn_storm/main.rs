@@ -102,7 +102,7 @@ fn every_byte_of_a_storm_of_pods_finds_its_pod_and_container() -> Result<()> {
     let mut storm = Storm::new(&node, size)?;
     storm.populate()?;
     api.delay(API_DELAY);
-    let agent = AgentProcess::start_with_api(&node, &api, &[])?;
+    let agent = AgentProcess::start_with_api(&node, &api, &["--signals", "network"])?;
     await_interfaces(&agent, size.pods)?;
     let trace = agent.trace(StreamRequest::default())?;
 
