@@ -128,6 +128,8 @@ async fn events(mut watch: Watch, shared: &Shared, writer: &Writer) -> Result<()
             lock(&shared.faults).bookmark_interval.map(|every| Instant::now() + every);
         let until = bookmark_at.map_or(watch.ends, |at| at.min(watch.ends));
         tokio::select! {
+            // What happened before a bookmark was asked for is told before it.
+            biased;
             _changed = newest.changed() => {}
             _signal = signals.changed() => {
                 let now = *signals.borrow_and_update();
