@@ -98,7 +98,7 @@ pub struct RawConfig {
     /// [default: 100]
     #[arg(long, env = "ORB8_SYSCALL_SAMPLE", value_name = "N")]
     pub syscall_sample: Option<String>,
-    /// Watch how system calls end as well: errors and latencies, for another 200 to 300 ns per call
+    /// Watch how system calls end as well: errors and latencies, for another 300 ns or so per call
     #[arg(long, env = "ORB8_LATENCY")]
     pub latency: bool,
     /// System calls that are told even if nobody listens, by name, instead of those that are known
