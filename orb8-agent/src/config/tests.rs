@@ -1,6 +1,8 @@
 //! What users write, and what they are told about it.
 
-use super::*;
+use std::{fs, path::Path};
+
+use super::{values::ring_buffer_size, *};
 
 fn errors(raw: RawConfig) -> String {
     raw.resolve().unwrap_err().to_string()
