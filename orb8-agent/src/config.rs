@@ -185,7 +185,7 @@ pub struct Config {
     pub tls: Option<ServerFiles>,
     /// Where metrics and health are served; `None`: nowhere.
     pub metrics_listen: Option<SocketAddr>,
-    /// Which of [`signals::NAMES`] run.
+    /// Which of [`crate::signals::NAMES`] run.
     pub signals: Vec<&'static str>,
     /// Interface patterns; empty: every pod's veth, or the default route's interface where there
     /// is none.
