@@ -3,6 +3,7 @@
 
 pub mod network;
 pub mod syscall;
+mod task_handle;
 
 use std::sync::Arc;
 

@@ -30,13 +30,14 @@ mod table;
 mod task;
 
 use orb8_proto::{FlowQuery, FlowResponse, PodQuery, PodResponse, StreamRequest};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tonic::Status;
 
-use super::{Context, Signal, Snapshot};
-use crate::{
-    live::SubscriberId, probe_loader::LoadError, query::PodFilter, status::State, tasks::on_thread,
+use super::{
+    Context, Signal, Snapshot,
+    task_handle::{TaskError, TaskHandle},
 };
+use crate::{live::SubscriberId, probe_loader::LoadError, query::PodFilter, status::State};
 
 /// Name of the signal, on the wire and on the command line.
 pub const NAME: &str = "network";
@@ -58,6 +59,9 @@ pub enum NetworkError {
     /// The kernel could not be asked about interfaces.
     #[error(transparent)]
     Netlink(#[from] crate::netlink::NetlinkError),
+    /// The task did not start.
+    #[error(transparent)]
+    Task(#[from] TaskError),
     /// Some other system call failed.
     #[error("{what}: {error}")]
     Io {
@@ -102,41 +106,25 @@ pub(crate) struct Filter {
 /// Speaks to the slice's task. Clones speak to the same one.
 #[derive(Clone)]
 pub struct Network {
-    commands: mpsc::Sender<Command>,
+    task: TaskHandle<Command>,
 }
 
 impl Network {
     /// Loads, attaches and starts the task on a thread of its own, which ends with
     /// [`Network::stop`] or with the last clone of the answer.
     pub async fn start(context: Context) -> Result<Self, NetworkError> {
-        let (commands, inbox) = mpsc::channel(64);
-        let (ready, started) = oneshot::channel();
-        // A thread, because reading maps blocks for milliseconds and the API must not wait for it.
-        let thread = on_thread(&format!("orb8-{NAME}"), move || task::run(context, inbox, ready));
-        thread.map_err(|error| NetworkError::Io { what: "thread", error })?;
-        match started.await {
-            Ok(outcome) => outcome.map(|()| Self { commands }),
-            Err(_gone) => Err(NetworkError::Io {
-                what: "network task",
-                error: std::io::Error::other("ended while it started"),
-            }),
-        }
-    }
-
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.ok()?;
-        answer.await.ok()
+        let run = |inbox, ready| task::run(context, inbox, ready);
+        Ok(Self { task: TaskHandle::start(NAME, run).await? })
     }
 
     /// Flows of a window.
     pub async fn flows(&self, query: FlowQuery) -> Result<FlowResponse, Status> {
-        self.ask(|reply| Command::Flows(query, reply)).await.unwrap_or_else(|| Err(stopped()))
+        self.task.ask(|reply| Command::Flows(query, reply)).await?
     }
 
     /// Totals per pod of a window.
     pub async fn pods(&self, query: PodQuery) -> Result<PodResponse, Status> {
-        self.ask(|reply| Command::Pods(query, reply)).await.unwrap_or_else(|| Err(stopped()))
+        self.task.ask(|reply| Command::Pods(query, reply)).await?
     }
 }
 
@@ -151,23 +139,18 @@ impl Signal for Network {
             pods: PodFilter::new(&request.namespace, &request.pod_name),
             interface: request.interface.clone(),
         };
-        let answer = self.ask(|reply| Command::Subscribe(id, filter, reply)).await;
-        answer.unwrap_or_else(|| Err(stopped()))
+        self.task.ask(|reply| Command::Subscribe(id, filter, reply)).await?
     }
 
     async fn unsubscribe(&self, id: SubscriberId) {
-        self.ask(|reply| Command::Unsubscribe(id, reply)).await;
+        let _stopped = self.task.ask(|reply| Command::Unsubscribe(id, reply)).await;
     }
 
     async fn snapshot(&self) -> Snapshot {
-        self.ask(Command::Snapshot).await.unwrap_or_default()
+        self.task.ask(Command::Snapshot).await.unwrap_or_default()
     }
 
     async fn stop(&self) {
-        self.ask(Command::Stop).await;
+        let _stopped = self.task.ask(Command::Stop).await;
     }
-}
-
-fn stopped() -> Status {
-    Status::unavailable("the network signal has stopped")
 }

@@ -28,13 +28,16 @@ use orb8_proto::{
     AnomalyQuery, AnomalyResponse, StreamRequest, SyscallProfileQuery, SyscallProfileResponse,
     SyscallQuery, SyscallResponse,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tonic::Status;
 
 pub use telling::SENSITIVE;
 
-use super::{Context, Signal, Snapshot};
-use crate::{live::SubscriberId, probe_loader::LoadError, status::State, tasks::on_thread};
+use super::{
+    Context, Signal, Snapshot,
+    task_handle::{TaskError, TaskHandle},
+};
+use crate::{live::SubscriberId, probe_loader::LoadError, status::State};
 
 /// Name of the signal, on the wire and on the command line.
 pub const NAME: &str = "syscall";
@@ -45,6 +48,9 @@ pub enum SyscallError {
     /// The probe could not be loaded or attached.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The task did not start.
+    #[error(transparent)]
+    Task(#[from] TaskError),
     /// Some other system call failed.
     #[error("{what}: {error}")]
     Io {
@@ -83,41 +89,25 @@ pub(crate) enum Command {
 /// Speaks to the slice's task. Clones speak to the same one.
 #[derive(Clone)]
 pub struct Syscall {
-    commands: mpsc::Sender<Command>,
+    task: TaskHandle<Command>,
 }
 
 impl Syscall {
     /// Loads, attaches and starts the task on a thread of its own, which ends with [`Signal::stop`] or
     /// with the last clone of the answer.
     pub async fn start(context: Context) -> Result<Self, SyscallError> {
-        let (commands, inbox) = mpsc::channel(64);
-        let (ready, started) = oneshot::channel();
-        // A thread, because loading and reading maps block and the API must not wait for it.
-        let thread = on_thread(&format!("orb8-{NAME}"), move || task::run(context, inbox, ready));
-        thread.map_err(|error| SyscallError::Io { what: "thread", error })?;
-        match started.await {
-            Ok(outcome) => outcome.map(|()| Self { commands }),
-            Err(_gone) => Err(SyscallError::Io {
-                what: "syscall task",
-                error: std::io::Error::other("ended while it started"),
-            }),
-        }
-    }
-
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.ok()?;
-        answer.await.ok()
+        let run = |inbox, ready| task::run(context, inbox, ready);
+        Ok(Self { task: TaskHandle::start(NAME, run).await? })
     }
 
     /// Calls of a window, per container and call.
     pub async fn calls(&self, query: SyscallQuery) -> Result<SyscallResponse, Status> {
-        self.ask(|reply| Command::Calls(query, reply)).await.unwrap_or_else(|| Err(stopped()))
+        self.task.ask(|reply| Command::Calls(query, reply)).await?
     }
 
     /// What departs from normal, and what has been learnt.
     pub async fn anomalies(&self, query: AnomalyQuery) -> Result<AnomalyResponse, Status> {
-        self.ask(|reply| Command::Anomalies(query, reply)).await.unwrap_or_else(|| Err(stopped()))
+        self.task.ask(|reply| Command::Anomalies(query, reply)).await?
     }
 
     /// What containers were seen to call since they are watched.
@@ -125,7 +115,7 @@ impl Syscall {
         &self,
         query: SyscallProfileQuery,
     ) -> Result<SyscallProfileResponse, Status> {
-        self.ask(|reply| Command::Profiles(query, reply)).await.unwrap_or_else(|| Err(stopped()))
+        self.task.ask(|reply| Command::Profiles(query, reply)).await?
     }
 }
 
@@ -137,23 +127,18 @@ impl Signal for Syscall {
 
     async fn subscribe(&self, id: SubscriberId, request: &StreamRequest) -> Result<(), Status> {
         let request = request.clone();
-        let answer = self.ask(|reply| Command::Subscribe(id, request, reply)).await;
-        answer.unwrap_or_else(|| Err(stopped()))
+        self.task.ask(|reply| Command::Subscribe(id, request, reply)).await?
     }
 
     async fn unsubscribe(&self, id: SubscriberId) {
-        self.ask(|reply| Command::Unsubscribe(id, reply)).await;
+        let _stopped = self.task.ask(|reply| Command::Unsubscribe(id, reply)).await;
     }
 
     async fn snapshot(&self) -> Snapshot {
-        self.ask(Command::Snapshot).await.unwrap_or_default()
+        self.task.ask(Command::Snapshot).await.unwrap_or_default()
     }
 
     async fn stop(&self) {
-        self.ask(Command::Stop).await;
+        let _stopped = self.task.ask(Command::Stop).await;
     }
-}
-
-fn stopped() -> Status {
-    Status::unavailable("the syscall signal has stopped")
 }
