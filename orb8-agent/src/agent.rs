@@ -26,7 +26,7 @@ use crate::{
     signals::{Context, Signals},
     status::StatusBoard,
     tasks::Tasks,
-    tcp_server, usage,
+    tcp_server,
 };
 
 /// Bytes in flight in each direction of the in-memory pipe.
@@ -85,7 +85,7 @@ impl Agent {
         let tasks = Tasks::default();
         let pods = pod_source(&config, &tasks)?;
         let peers = peer_source(&config, &tasks);
-        usage::raise_descriptor_limit();
+        orb8_metrics::process::raise_descriptor_limit();
 
         let (ledger, live, status) = (Ledger::default(), Live::default(), StatusBoard::default());
         let cgroups = Cgroups::open(ledger.clone());

@@ -26,7 +26,6 @@ use crate::{
         syscall::{self, Syscall},
     },
     status::StatusBoard,
-    usage,
 };
 
 /// Longest duration of a stream that a client may ask for; a year is a mistake.
@@ -167,7 +166,7 @@ impl OrbitService for Api {
             signals: self.status.signals(),
             losses: self.ledger.losses(),
             interfaces,
-            usage: Some(usage::now(map_bytes)),
+            usage: Some(orb8_metrics::process::now(map_bytes)),
             maps,
             pod_source: Some(self.pods.source()),
             runtime_source: self.pods.runtime_source(),

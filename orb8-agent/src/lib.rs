@@ -21,6 +21,5 @@ pub mod signals;
 pub mod status;
 pub mod tasks;
 mod tcp_server;
-mod usage;
 
 pub use agent::{Agent, StartError, StopReport};

@@ -20,7 +20,7 @@ use prometheus_client::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{api_server::Api, signals::Snapshot, usage};
+use crate::{api_server::Api, signals::Snapshot};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -55,7 +55,8 @@ async fn ready(State(api): State<Arc<Api>>) -> impl IntoResponse {
 
 async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
     let mut signals = api.signals.snapshots().await;
-    let usage = usage::now(signals.iter().map(|(_, snapshot)| snapshot.map_bytes).sum());
+    let usage =
+        orb8_metrics::process::now(signals.iter().map(|(_, snapshot)| snapshot.map_bytes).sum());
     let mut registry = Registry::default();
     for (_, snapshot) in &mut signals {
         if let Some(metrics) = snapshot.metrics.take() {

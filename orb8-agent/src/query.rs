@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use orb8_proto::Loss;
+use orb8_proto::{Loss, NotFound};
 use tonic::Status;
 
 use crate::{
@@ -15,8 +15,6 @@ use crate::{
 
 /// Rows of an answer where the query does not say.
 const DEFAULT_LIMIT: usize = 10_000;
-/// Candidates that an error lists.
-const CANDIDATES: usize = 12;
 
 /// Rows that an answer may have; 0 asks for the default.
 pub(crate) fn limit(asked: u32) -> usize {
@@ -72,15 +70,7 @@ impl PodFilter {
 
 /// The answer to a filter that names nobody.
 pub(crate) fn unknown(what: &str, name: &str, node: &str, candidates: &BTreeSet<String>) -> Status {
-    let named: Vec<&str> =
-        candidates.iter().map(String::as_str).filter(|c| !c.is_empty()).collect();
-    let shown = named.iter().take(CANDIDATES).copied().collect::<Vec<_>>().join(", ");
-    let list = match named.len() {
-        0 => "none is known".to_owned(),
-        n if n > CANDIDATES => format!("known: {shown} and {} more", n - CANDIDATES),
-        _ => format!("known: {shown}"),
-    };
-    Status::not_found(format!("no {what} {name:?} on node {node}; {list}"))
+    NotFound::status(what, name, &format!("node {node}"), candidates)
 }
 
 /// Losses that an answer of `signal` may suffer from.

@@ -15,6 +15,8 @@ mod r#gen {
     include!("gen/orb8.rs");
 }
 
+mod not_found;
+
 pub use r#gen::*;
 
 /// `orb8.proto` as an encoded `google.protobuf.FileDescriptorSet`: what gRPC reflection serves.

@@ -32,6 +32,7 @@ mod process;
 pub mod program;
 mod random;
 mod route;
+mod sim_agent;
 mod spawner;
 mod unix_server;
 
@@ -48,3 +49,4 @@ pub use pod::Pod;
 pub use pod_spec::{Owner, PodSpec, RestartPolicy};
 pub use process::Process;
 pub use program::{Program, Summary};
+pub use sim_agent::{SimAgent, SimFaults, SimNode};

@@ -20,6 +20,9 @@ pub struct FlowQuery {
     /// exact
     #[prost(string, tag = "7")]
     pub interface: ::prost::alloc::string::String,
+    /// exact; of a server: only this node is asked
+    #[prost(string, tag = "8")]
+    pub node: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FlowResponse {
@@ -46,6 +49,9 @@ pub struct Coverage {
     pub empty_reason: ::prost::alloc::string::String,
     #[prost(string, tag = "6")]
     pub node: ::prost::alloc::string::String,
+    /// Of an answer of a server: every node that was asked, those that did not answer first.
+    #[prost(message, repeated, tag = "7")]
+    pub nodes: ::prost::alloc::vec::Vec<NodeAnswer>,
 }
 /// One direction of one conversation on one interface.
 /// In a stream the counters are deltas since the flow's previous record; in a query, the window's.
@@ -169,6 +175,9 @@ pub struct PodQuery {
     pub limit: u32,
     #[prost(enumeration = "PodSort", tag = "6")]
     pub sort_by: i32,
+    /// exact; of a server: only this node is asked
+    #[prost(string, tag = "7")]
+    pub node: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PodResponse {
@@ -247,6 +256,9 @@ pub struct SyscallQuery {
     /// exact
     #[prost(string, tag = "8")]
     pub container: ::prost::alloc::string::String,
+    /// exact; of a server: only this node is asked
+    #[prost(string, tag = "9")]
+    pub node: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SyscallResponse {
@@ -412,6 +424,9 @@ pub struct SyscallProfileQuery {
     /// exact
     #[prost(string, tag = "3")]
     pub container: ::prost::alloc::string::String,
+    /// exact; of a server: only this node is asked
+    #[prost(string, tag = "4")]
+    pub node: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SyscallProfileResponse {
@@ -419,6 +434,9 @@ pub struct SyscallProfileResponse {
     pub profiles: ::prost::alloc::vec::Vec<SyscallProfile>,
     #[prost(string, tag = "2")]
     pub node: ::prost::alloc::string::String,
+    /// of a server
+    #[prost(message, repeated, tag = "3")]
+    pub nodes: ::prost::alloc::vec::Vec<NodeAnswer>,
 }
 /// What one container was seen to call.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -451,6 +469,8 @@ pub struct SyscallProfile {
     /// Why something may be missing: calls that nobody could be given, of 32-bit programs, …
     #[prost(string, repeated, tag = "12")]
     pub gaps: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "13")]
+    pub node: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AnomalyQuery {
@@ -472,6 +492,9 @@ pub struct AnomalyQuery {
     /// without those that have cleared
     #[prost(bool, tag = "7")]
     pub active_only: bool,
+    /// exact; of a server: only this node is asked
+    #[prost(string, tag = "8")]
+    pub node: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AnomalyResponse {
@@ -564,8 +587,12 @@ pub struct Baseline {
     #[prost(uint32, tag = "9")]
     pub syscalls: u32,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StatusRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatusRequest {
+    /// Of a server: the agent of this node; none: the server itself.
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatusResponse {
     #[prost(string, tag = "1")]
@@ -732,6 +759,9 @@ pub struct StreamRequest {
     /// system calls that failed; needs the ends of calls to be watched
     #[prost(bool, tag = "7")]
     pub errors_only: bool,
+    /// exact; of a server: only this node is asked
+    #[prost(string, tag = "8")]
+    pub node: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Event {
@@ -767,6 +797,9 @@ pub struct NodeStatus {
     pub interfaces: ::prost::alloc::vec::Vec<InterfaceStatus>,
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
+    /// Of a server's stream: what became of this node.
+    #[prost(message, optional, tag = "4")]
+    pub answer: ::core::option::Option<NodeAnswer>,
 }
 /// What this subscriber, or the node, could not deliver. The last event of a stream is one, with
 /// `final` set.
@@ -783,6 +816,121 @@ pub struct LossReport {
     pub losses: ::prost::alloc::vec::Vec<Loss>,
     #[prost(bool, tag = "4")]
     pub r#final: bool,
+    /// Of a server's stream, with `final`: every node whose records were wanted.
+    #[prost(message, repeated, tag = "5")]
+    pub nodes: ::prost::alloc::vec::Vec<NodeAnswer>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeQuery {
+    /// prefix
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NodeResponse {
+    /// by name
+    #[prost(message, repeated, tag = "1")]
+    pub nodes: ::prost::alloc::vec::Vec<Node>,
+}
+/// A node as a server sees it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Node {
+    /// its address as long as its agent did not tell
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// of its agent
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(enumeration = "NodeState", tag = "3")]
+    pub state: i32,
+    /// why it is not ready
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+    /// it is in this state
+    #[prost(int64, tag = "5")]
+    pub since_ns: i64,
+    /// its last answer; 0: never
+    #[prost(int64, tag = "6")]
+    pub heard_ns: i64,
+    /// of its agent
+    #[prost(string, tag = "7")]
+    pub version: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub kernel_release: ::prost::alloc::string::String,
+    /// its agent
+    #[prost(int64, tag = "9")]
+    pub started_ns: i64,
+    #[prost(message, repeated, tag = "10")]
+    pub signals: ::prost::alloc::vec::Vec<SignalStatus>,
+    /// of the last question about its health
+    #[prost(uint64, tag = "11")]
+    pub round_trip_ns: u64,
+}
+/// What became of a question to one node.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeAnswer {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(enumeration = "NodeOutcome", tag = "2")]
+    pub outcome: i32,
+    /// why there is no answer
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    /// of the window that the node covered
+    #[prost(int64, tag = "4")]
+    pub start_time_ns: i64,
+    #[prost(int64, tag = "5")]
+    pub end_time_ns: i64,
+}
+/// What was looked for and is not there, with what is: in the metadata `orb8-not-found-bin` of an
+/// error, so that a server can tell from many answers whether it is anywhere.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NotFound {
+    /// pod, namespace, …
+    #[prost(string, tag = "1")]
+    pub what: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "3")]
+    pub candidates: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TotalsQuery {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TotalsResponse {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    /// totals begin then; when it changes they began anew
+    #[prost(int64, tag = "2")]
+    pub started_ns: i64,
+    #[prost(message, repeated, tag = "3")]
+    pub workloads: ::prost::alloc::vec::Vec<WorkloadTotals>,
+    #[prost(message, repeated, tag = "4")]
+    pub losses: ::prost::alloc::vec::Vec<Loss>,
+    #[prost(message, optional, tag = "5")]
+    pub usage: ::core::option::Option<Usage>,
+}
+/// Totals of the pods of one workload on a node.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WorkloadTotals {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// e.g. "Deployment/web"; empty: of pods without one, of the node, of nobody
+    #[prost(string, tag = "2")]
+    pub workload: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub ingress_bytes: u64,
+    #[prost(uint64, tag = "4")]
+    pub egress_bytes: u64,
+    #[prost(uint64, tag = "5")]
+    pub ingress_packets: u64,
+    #[prost(uint64, tag = "6")]
+    pub egress_packets: u64,
+    #[prost(uint64, tag = "7")]
+    pub syscalls: u64,
+    /// that run
+    #[prost(uint32, tag = "8")]
+    pub pods: u32,
 }
 /// Direction as the workload sees it: a pod's egress is what the pod sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1242,6 +1390,84 @@ impl SignalState {
         }
     }
 }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum NodeState {
+    Unspecified = 0,
+    /// not heard yet
+    Connecting = 1,
+    Ready = 2,
+    /// connected, and does not answer
+    Silent = 3,
+    Unreachable = 4,
+}
+impl NodeState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "NODE_STATE_UNSPECIFIED",
+            Self::Connecting => "NODE_STATE_CONNECTING",
+            Self::Ready => "NODE_STATE_READY",
+            Self::Silent => "NODE_STATE_SILENT",
+            Self::Unreachable => "NODE_STATE_UNREACHABLE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NODE_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "NODE_STATE_CONNECTING" => Some(Self::Connecting),
+            "NODE_STATE_READY" => Some(Self::Ready),
+            "NODE_STATE_SILENT" => Some(Self::Silent),
+            "NODE_STATE_UNREACHABLE" => Some(Self::Unreachable),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum NodeOutcome {
+    Unspecified = 0,
+    Answered = 1,
+    /// no answer by the deadline
+    Late = 2,
+    Unreachable = 3,
+    /// it answered with an error
+    Refused = 4,
+    /// of a stream: there were times when nothing was heard of it
+    Partial = 5,
+}
+impl NodeOutcome {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "NODE_OUTCOME_UNSPECIFIED",
+            Self::Answered => "NODE_OUTCOME_ANSWERED",
+            Self::Late => "NODE_OUTCOME_LATE",
+            Self::Unreachable => "NODE_OUTCOME_UNREACHABLE",
+            Self::Refused => "NODE_OUTCOME_REFUSED",
+            Self::Partial => "NODE_OUTCOME_PARTIAL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NODE_OUTCOME_UNSPECIFIED" => Some(Self::Unspecified),
+            "NODE_OUTCOME_ANSWERED" => Some(Self::Answered),
+            "NODE_OUTCOME_LATE" => Some(Self::Late),
+            "NODE_OUTCOME_UNREACHABLE" => Some(Self::Unreachable),
+            "NODE_OUTCOME_REFUSED" => Some(Self::Refused),
+            "NODE_OUTCOME_PARTIAL" => Some(Self::Partial),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod orbit_service_client {
     #![allow(
@@ -1499,6 +1725,50 @@ pub mod orbit_service_client {
                 .insert(GrpcMethod::new("orb8.OrbitService", "GetSyscallProfile"));
             self.inner.unary(req, path, codec).await
         }
+        /// Nodes: of a server, all that it knows; of an agent, itself.
+        pub async fn list_nodes(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodeQuery>,
+        ) -> std::result::Result<tonic::Response<super::NodeResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/orb8.OrbitService/ListNodes",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("orb8.OrbitService", "ListNodes"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Totals since the agents started, per namespace and workload.
+        pub async fn get_totals(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TotalsQuery>,
+        ) -> std::result::Result<tonic::Response<super::TotalsResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/orb8.OrbitService/GetTotals",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("orb8.OrbitService", "GetTotals"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1561,6 +1831,16 @@ pub mod orbit_service_server {
             tonic::Response<super::SyscallProfileResponse>,
             tonic::Status,
         >;
+        /// Nodes: of a server, all that it knows; of an agent, itself.
+        async fn list_nodes(
+            &self,
+            request: tonic::Request<super::NodeQuery>,
+        ) -> std::result::Result<tonic::Response<super::NodeResponse>, tonic::Status>;
+        /// Totals since the agents started, per namespace and workload.
+        async fn get_totals(
+            &self,
+            request: tonic::Request<super::TotalsQuery>,
+        ) -> std::result::Result<tonic::Response<super::TotalsResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct OrbitServiceServer<T> {
@@ -1936,6 +2216,92 @@ pub mod orbit_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetSyscallProfileSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/orb8.OrbitService/ListNodes" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListNodesSvc<T: OrbitService>(pub Arc<T>);
+                    impl<T: OrbitService> tonic::server::UnaryService<super::NodeQuery>
+                    for ListNodesSvc<T> {
+                        type Response = super::NodeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodeQuery>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as OrbitService>::list_nodes(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListNodesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/orb8.OrbitService/GetTotals" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetTotalsSvc<T: OrbitService>(pub Arc<T>);
+                    impl<T: OrbitService> tonic::server::UnaryService<super::TotalsQuery>
+                    for GetTotalsSvc<T> {
+                        type Response = super::TotalsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TotalsQuery>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as OrbitService>::get_totals(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetTotalsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

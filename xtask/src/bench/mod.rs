@@ -2,6 +2,7 @@
 
 mod agent;
 mod cases;
+mod cluster;
 mod gate;
 mod measure;
 mod probe;
@@ -31,6 +32,11 @@ enum What {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// Queries, scrapes and traces through a server of a thousand agents
+    Cluster(cluster::Args),
+    /// Agents for `cluster`, until standard input ends
+    #[command(hide = true)]
+    HostAgents(cluster::Host),
 }
 
 #[derive(clap::Args)]
@@ -63,6 +69,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Network(args) => network(args),
         What::Syscall(args) => syscall::run(args),
         What::Agent { output } => agent::run(*output),
+        What::Cluster(args) => cluster::run(*args),
+        What::HostAgents(args) => cluster::host(*args),
     }
 }
 

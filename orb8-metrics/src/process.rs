@@ -1,12 +1,14 @@
-//! What the agent itself costs: CPU, memory, descriptors. Sources: getrusage(2), proc(5).
+//! What a process itself costs: CPU, memory, descriptors. Sources: getrusage(2), proc(5).
 
 use std::fs;
 
 use orb8_proto::Usage;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// CPU time, resident memory and open descriptors of this process.
-pub(crate) fn now(kernel_map_bytes: u64) -> Usage {
+/// CPU time, resident memory and open descriptors of this process. `kernel_map_bytes` is passed on: it is
+/// memory that no file of the process tells.
+#[must_use]
+pub fn now(kernel_map_bytes: u64) -> Usage {
     Usage {
         cpu_seconds: cpu_seconds(&fs::read_to_string("/proc/self/stat").unwrap_or_default()),
         resident_bytes: resident_bytes(&fs::read_to_string("/proc/self/statm").unwrap_or_default()),
@@ -32,7 +34,7 @@ fn resident_bytes(statm: &str) -> u64 {
 
 /// Every interface takes two descriptors, and the usual soft limit is 1,024. Failing is not fatal:
 /// interfaces that then cannot be attached are reported one by one.
-pub(crate) fn raise_descriptor_limit() {
+pub fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {

@@ -1,0 +1,9 @@
+//! What orb8's daemons say of themselves: `/metrics`, `/healthz`, `/readyz`, and what they cost.
+
+mod families;
+mod http;
+pub mod process;
+
+pub use families::{Families, Label, Scrape};
+pub use http::{Source, serve};
+pub use prometheus_client::registry::Unit;
