@@ -160,7 +160,8 @@ fn health_says_whether_a_signal_delivers() -> Result<()> {
     runtime.block_on(async {
         let channel = connector.connect(&address).await?;
         let mut orb8 = orb8_proto::orbit_service_client::OrbitServiceClient::new(channel.clone());
-        let status = orb8.get_agent_status(orb8_proto::StatusRequest {}).await?.into_inner();
+        let status =
+            orb8.get_agent_status(orb8_proto::StatusRequest::default()).await?.into_inner();
         let delivers = status.signals.iter().any(|signal| {
             use orb8_proto::SignalState::{Active, Degraded};
             [Active, Degraded].contains(&signal.state())

@@ -4,9 +4,10 @@ use std::{io, sync::Arc, time::SystemTime};
 
 use futures_util::stream::BoxStream;
 use orb8_proto::{
-    AnomalyQuery, AnomalyResponse, Event, FlowQuery, FlowResponse, LossReport, NodeStatus,
-    PodQuery, PodResponse, StatusRequest, StatusResponse, StreamRequest, SyscallProfileQuery,
-    SyscallProfileResponse, SyscallQuery, SyscallResponse, event,
+    AnomalyQuery, AnomalyResponse, Event, FlowQuery, FlowResponse, LossReport, Node, NodeQuery,
+    NodeResponse, NodeState, NodeStatus, PodQuery, PodResponse, StatusRequest, StatusResponse,
+    StreamRequest, SyscallProfileQuery, SyscallProfileResponse, SyscallQuery, SyscallResponse,
+    TotalsQuery, TotalsResponse, event,
     orbit_service_server::{OrbitService, OrbitServiceServer},
 };
 use orb8_transport::Limits;
@@ -95,7 +96,7 @@ impl Api {
         let status = NodeStatus {
             signals: self.status.signals(),
             interfaces: snapshots.into_iter().flat_map(|(_, s)| s.interfaces).collect(),
-            message: String::new(),
+            ..NodeStatus::default()
         };
         self.event(event::Event::NodeStatus(status))
     }
@@ -172,6 +173,32 @@ impl OrbitService for Api {
             runtime_source: self.pods.runtime_source(),
             peer_source,
         }))
+    }
+
+    async fn list_nodes(
+        &self,
+        request: Request<NodeQuery>,
+    ) -> Result<Response<NodeResponse>, Status> {
+        let node = Node {
+            name: self.config.node_name.clone(),
+            state: NodeState::Ready.into(),
+            heard_ns: unix_ns(SystemTime::now()),
+            since_ns: unix_ns(self.started),
+            started_ns: unix_ns(self.started),
+            version: env!("CARGO_PKG_VERSION").into(),
+            kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+            signals: self.status.signals(),
+            ..Node::default()
+        };
+        let wanted = node.name.starts_with(&request.into_inner().name);
+        Ok(Response::new(NodeResponse { nodes: wanted.then_some(node).into_iter().collect() }))
+    }
+
+    async fn get_totals(
+        &self,
+        _request: Request<TotalsQuery>,
+    ) -> Result<Response<TotalsResponse>, Status> {
+        Err(Status::unimplemented("totals"))
     }
 
     async fn stream_events(
@@ -274,6 +301,7 @@ impl Api {
             records_lost: subscription.tally.lost(),
             losses,
             r#final: last,
+            ..LossReport::default()
         }))
     }
 }

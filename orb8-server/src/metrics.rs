@@ -228,7 +228,10 @@ impl Scrape for Swept {
         for (index, (name, help)) in [
             ("orb8_cluster_lost_records", "Event or trace records that no agent delivered"),
             ("orb8_cluster_undetailed_packets", "Packets that are in the totals without detail"),
-            ("orb8_cluster_unowned_calls", "System calls that are in the totals, but nobody's"),
+            (
+                "orb8_cluster_unattributed_calls",
+                "System calls that are in the totals, but nobody's",
+            ),
         ]
         .into_iter()
         .enumerate()

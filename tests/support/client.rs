@@ -81,7 +81,7 @@ impl Client {
     /// The agent's state now.
     pub fn status(&self) -> Result<StatusResponse> {
         let ask = |mut c: OrbitServiceClient<_>| async move {
-            c.get_agent_status(StatusRequest {}).await
+            c.get_agent_status(StatusRequest::default()).await
         };
         Ok(self.call(ask)?)
     }

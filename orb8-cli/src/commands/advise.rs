@@ -44,6 +44,7 @@ pub(super) async fn seccomp(
         namespace: args.namespace.clone().unwrap_or_default(),
         pod_name: args.pod.clone(),
         container: args.container.clone().unwrap_or_default(),
+        ..SyscallProfileQuery::default()
     };
     let mut client = session.client.clone();
     let call = async { Ok(client.get_syscall_profile(query).await?.into_inner()) };

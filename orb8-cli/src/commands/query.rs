@@ -233,12 +233,13 @@ impl<'a> Question<'a> {
     /// Tells how the agent does, and gives one of our own the time to see something.
     async fn watch(&self, session: &mut Session) -> Result<(), Failure> {
         let mut client = session.client.clone();
-        let call = async { Ok(client.get_agent_status(StatusRequest {}).await?.into_inner()) };
+        let call =
+            async { Ok(client.get_agent_status(StatusRequest::default()).await?.into_inner()) };
         let status = answer(&session.peer, call).await?;
         let mut node = NodeNotes::of_signal(self.setup.signal());
         let notes = if session.is_local() {
             let (signals, interfaces) = (status.signals, status.interfaces);
-            node.update(&NodeStatus { signals, interfaces, message: String::new() })
+            node.update(&NodeStatus { signals, interfaces, ..NodeStatus::default() })
         } else {
             node.warnings(&status.signals)
         };

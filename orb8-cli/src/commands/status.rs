@@ -30,7 +30,7 @@ pub(super) async fn run(cli: &Cli, args: &StatusArgs, notes: &Notes) -> Result<E
         Session::open(&target, &cli.global.connection, &args.agent, Purpose::Preflight, notes)
             .await?;
     let mut client = session.client.clone();
-    let call = async { Ok(client.get_agent_status(StatusRequest {}).await?.into_inner()) };
+    let call = async { Ok(client.get_agent_status(StatusRequest::default()).await?.into_inner()) };
     let result = answer(&session.peer, call).await;
     session.close(notes).await;
     let status = result?;

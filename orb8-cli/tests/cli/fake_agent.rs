@@ -10,9 +10,10 @@ use std::{
 
 use orb8_proto::{
     AnomalyQuery, AnomalyResponse, AttributedBy, Direction, Event, FlowQuery, FlowResponse,
-    FlowState, InterfaceStatus, LossReport, NetworkFlow, NodeStatus, PodQuery, PodResponse,
-    SignalState, SignalStatus, StatusRequest, StatusResponse, StreamRequest, SyscallProfileQuery,
-    SyscallProfileResponse, SyscallQuery, SyscallResponse,
+    FlowState, InterfaceStatus, LossReport, NetworkFlow, NodeQuery, NodeResponse, NodeStatus,
+    PodQuery, PodResponse, SignalState, SignalStatus, StatusRequest, StatusResponse, StreamRequest,
+    SyscallProfileQuery, SyscallProfileResponse, SyscallQuery, SyscallResponse, TotalsQuery,
+    TotalsResponse,
     event::Event as Kind,
     orbit_service_server::{OrbitService, OrbitServiceServer},
 };
@@ -199,7 +200,7 @@ pub(crate) fn node_status() -> Event {
                 ..InterfaceStatus::default()
             },
         ],
-        message: String::new(),
+        ..NodeStatus::default()
     }))
 }
 
@@ -207,8 +208,8 @@ pub(crate) fn final_report(delivered: u64, lost: u64) -> Event {
     event(Kind::Loss(LossReport {
         records_delivered: delivered,
         records_lost: lost,
-        losses: vec![],
         r#final: true,
+        ..LossReport::default()
     }))
 }
 
@@ -273,6 +274,17 @@ impl OrbitService for Service {
         &self,
         _: Request<SyscallProfileQuery>,
     ) -> Result<Response<SyscallProfileResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn list_nodes(&self, _: Request<NodeQuery>) -> Result<Response<NodeResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn get_totals(
+        &self,
+        _: Request<TotalsQuery>,
+    ) -> Result<Response<TotalsResponse>, Status> {
         Err(Status::unimplemented("not in this test"))
     }
 }

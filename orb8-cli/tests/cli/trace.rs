@@ -127,6 +127,7 @@ fn what_the_node_lost_and_what_never_arrived_counts_too() {
         records_lost: 0,
         losses: vec![loss("kernel", 4), loss("live", 1_000)],
         r#final: true,
+        ..LossReport::default()
     })));
     let run = FakeAgent::start(script).run(&["trace", "network"]);
     assert_eq!(run.code, 3, "{run:?}");

@@ -41,6 +41,7 @@ fn coverage(task: &Task, range: &Range, rows: usize) -> Coverage {
         losses: losses(&task.context.ledger, NAME),
         empty_reason: if rows == 0 { empty_reason(task) } else { String::new() },
         node: task.context.config.node_name.clone(),
+        nodes: Vec::new(),
     }
 }
 

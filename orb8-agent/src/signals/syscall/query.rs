@@ -63,6 +63,7 @@ fn coverage(task: &Task, range: &Range, rows: usize) -> Coverage {
         losses: losses(&task.context.ledger, NAME),
         empty_reason: if rows == 0 { empty() } else { String::new() },
         node: task.context.config.node_name.clone(),
+        nodes: Vec::new(),
     }
 }
 
@@ -216,7 +217,8 @@ pub(super) fn profiles(
             b.observed_from_ns,
         ))
     });
-    Ok(SyscallProfileResponse { profiles, node: task.context.config.node_name.clone() })
+    let node = task.context.config.node_name.clone();
+    Ok(SyscallProfileResponse { profiles, node, nodes: Vec::new() })
 }
 
 fn profile(task: &Task, account: &Account) -> SyscallProfile {
@@ -248,6 +250,7 @@ fn profile(task: &Task, account: &Account) -> SyscallProfile {
     }
     let until = if account.lives { boot_ns() } else { account.last_ns };
     SyscallProfile {
+        node: task.context.config.node_name.clone(),
         namespace: text(|i| &i.namespace),
         pod_name: text(|i| &i.pod_name),
         container: text(|i| &i.container),

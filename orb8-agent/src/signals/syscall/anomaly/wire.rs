@@ -99,6 +99,7 @@ impl Detector {
                 losses: Vec::new(),
                 empty_reason,
                 node: node.to_owned(),
+                nodes: Vec::new(),
             }),
             baselines,
         }
