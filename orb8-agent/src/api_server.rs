@@ -40,7 +40,7 @@ pub(crate) struct Api {
     pub(crate) ledger: Ledger,
     pub(crate) live: Live,
     pub(crate) status: StatusBoard,
-    pods: Arc<dyn PodLookup>,
+    pub(crate) pods: Arc<dyn PodLookup>,
     started: SystemTime,
 }
 

@@ -11,7 +11,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use orb8_proto::{Loss, Usage};
+use orb8_proto::{Loss, PodSource, PodSourceState, SignalState, SignalStatus, Usage};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _, text::encode},
@@ -63,7 +63,17 @@ async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
             registry.register_collector(metrics);
         }
     }
-    let scrape = Scrape { losses: api.ledger.losses(), signals, usage };
+    let source = api.pods.source();
+    // Where there is no other, the runtime is the source itself.
+    let second = api.pods.runtime_source().filter(|second| second.kind != source.kind);
+    let sources = [Some(source), second].into_iter().flatten();
+    let scrape = Scrape {
+        losses: api.ledger.losses(),
+        signals,
+        usage,
+        states: api.status.signals(),
+        sources: sources.filter(|source| !source.kind.is_empty()).collect(),
+    };
     registry.register_collector(Box::new(scrape));
     let mut text = String::new();
     match encode(&mut text, &registry) {
@@ -81,6 +91,8 @@ struct Scrape {
     signals: Vec<(&'static str, Snapshot)>,
     losses: Vec<Loss>,
     usage: Usage,
+    states: Vec<SignalStatus>,
+    sources: Vec<PodSource>,
 }
 
 impl Collector for Scrape {
@@ -89,6 +101,7 @@ impl Collector for Scrape {
         self.rings(&mut encoder)?;
         self.events(&mut encoder)?;
         self.maps(&mut encoder)?;
+        self.state(&mut encoder)?;
         self.own(&mut encoder)
     }
 }
@@ -178,6 +191,40 @@ impl Scrape {
         for (signal, map) in self.signals.iter().flat_map(|(n, s)| s.maps.iter().map(|m| (*n, m))) {
             let labels = [("signal", signal), ("map", map.name.as_str())];
             ConstGauge::new(ratio(map.entries, map.max_entries))
+                .encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn state(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        let gauge = MetricType::Gauge;
+        let mut family = encoder.encode_descriptor(
+            "orb8_signal_working",
+            "1 while the signal is at work, if only in part; 0 while it has failed",
+            None,
+            gauge,
+        )?;
+        for signal in &self.states {
+            let working = match signal.state() {
+                SignalState::Active | SignalState::Degraded => 1.0,
+                SignalState::Failed => 0.0,
+                // What was switched off, or cannot be here, is not missed.
+                _ => continue,
+            };
+            let labels = [("signal", signal.name.as_str())];
+            ConstGauge::new(working).encode(family.encode_family(&labels)?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "orb8_pod_source_connected",
+            "1 while changes of pods are told at once, or come from a file; 0 while they are not",
+            None,
+            gauge,
+        )?;
+        for source in &self.sources {
+            let connected =
+                matches!(source.state(), PodSourceState::Connected | PodSourceState::Static);
+            let labels = [("source", source.kind.as_str())];
+            ConstGauge::new(f64::from(u8::from(connected)))
                 .encode(family.encode_family(&labels)?)?;
         }
         Ok(())

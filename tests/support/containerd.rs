@@ -17,9 +17,9 @@ use anyhow::{Context as _, Result, bail};
 use hyper_util::rt::TokioIo;
 use orb8_proto::cri::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ImageSpec, LinuxPodSandboxConfig,
-    PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StartContainerRequest, StopPodSandboxRequest, VersionRequest,
-    runtime_service_client::RuntimeServiceClient,
+    LinuxSandboxSecurityContext, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopPodSandboxRequest,
+    VersionRequest, runtime_service_client::RuntimeServiceClient,
 };
 use orb8_testkit::{Node, Process, Program, program::Exec, testpod_path};
 use tokio::{net::UnixStream, runtime::Runtime, time::timeout};
@@ -91,13 +91,7 @@ impl Containerd {
         let client = client.with_context(|| fs::read_to_string(at("log")).unwrap_or_default())?;
         let groups = groups.to_string_lossy().into_owned();
         let started = Self { runtime: Arc::new(runtime), client, process, groups, dir };
-        image::output(
-            Command::new("ctr")
-                .arg("--address")
-                .arg(started.socket())
-                .args(["--namespace", "k8s.io", "images", "import", "--snapshotter", "native"])
-                .arg(image),
-        )?;
+        started.import(&image)?;
         Ok(started)
     }
 
@@ -118,6 +112,20 @@ impl Containerd {
     /// # Errors
     /// What containerd says.
     pub fn run_pod(&self, namespace: &str, name: &str, uid: &str) -> Result<RealPod> {
+        self.run_pod_with(namespace, name, uid, None)
+    }
+
+    /// As [`run_pod`](Self::run_pod), with namespaces that it shares with the node.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn run_pod_with(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        shared: Option<NamespaceOption>,
+    ) -> Result<RealPod> {
         let labels = [
             ("io.kubernetes.pod.namespace", namespace),
             ("io.kubernetes.pod.name", name),
@@ -130,12 +138,14 @@ impl Containerd {
                 namespace: namespace.into(),
                 attempt: 0,
             }),
-            hostname: name.into(),
+            // Who shares the node's network shares its name.
+            hostname: if shared.is_some() { String::new() } else { name.into() },
             log_directory: self.dir.path().join("logs").display().to_string(),
             labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: format!("/{}/kubepods/besteffort/pod{uid}", self.groups),
-                security_context: None,
+                security_context: shared
+                    .map(|shared| LinuxSandboxSecurityContext { namespace_options: Some(shared) }),
             }),
         };
         let request = RunPodSandboxRequest { config: Some(config.clone()) };
@@ -150,14 +160,25 @@ impl Containerd {
     pub fn run_container(&self, pod: &RealPod, name: &str, program: &Program) -> Result<String> {
         let mut command = vec!["/program".to_owned(), "run".to_owned()];
         command.extend(program.arguments()?);
+        let config = ContainerConfig {
+            image: Some(ImageSpec { image: IMAGE.into() }),
+            command,
+            ..ContainerConfig::default()
+        };
+        self.run_config(pod, name, config)
+    }
+
+    /// Runs a container as `config` has it, but for its name and its log; gives its id.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn run_config(&self, pod: &RealPod, name: &str, config: ContainerConfig) -> Result<String> {
         let request = CreateContainerRequest {
             pod_sandbox_id: pod.sandbox.clone(),
             config: Some(ContainerConfig {
                 metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
-                image: Some(ImageSpec { image: IMAGE.into() }),
-                command,
                 log_path: format!("{name}.log"),
-                ..ContainerConfig::default()
+                ..config
             }),
             sandbox_config: Some(pod.config.clone()),
         };
@@ -179,6 +200,24 @@ impl Containerd {
         let request = RemovePodSandboxRequest { pod_sandbox_id };
         self.call(|mut c| async move { c.remove_pod_sandbox(request).await })?;
         Ok(())
+    }
+
+    /// Imports an image, as `ctr images import` does.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn import(&self, image: &Path) -> Result<()> {
+        let mut ctr = Command::new("ctr");
+        ctr.arg("--address").arg(self.socket()).args(["--namespace", "k8s.io"]);
+        ctr.args(["images", "import", "--snapshotter", "native"]).arg(image);
+        image::output(&mut ctr).map(drop)
+    }
+
+    /// What a container logged so far.
+    #[must_use]
+    pub fn log_of(&self, container: &str) -> String {
+        let path = self.dir.path().join("logs").join(format!("{container}.log"));
+        fs::read_to_string(path).unwrap_or_default()
     }
 
     /// What it logged so far.

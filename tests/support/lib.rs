@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: agents on a node of the testkit, asked over the protocol that
 //! everybody uses.
 
+mod agent_container;
 mod agent_process;
 mod classifier;
 mod client;
@@ -8,6 +9,7 @@ mod containerd;
 mod heard;
 pub mod hooks;
 mod image;
+pub mod manifests;
 mod scene;
 mod traced;
 
@@ -16,6 +18,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use orb8_testkit::Pod;
 
+pub use agent_container::AgentContainer;
 pub use agent_process::{AgentProcess, binary};
 pub use classifier::{Classifier, DROPPER, Place};
 pub use client::Client;
