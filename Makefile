@@ -1,6 +1,6 @@
 # Two commands for a newcomer, `make demo` and `make test`; the work is in scripts/setup.sh and xtask.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build check test bench clean
+.PHONY: help setup demo build image check test bench clean
 
 # rustup's cargo, also in a shell that has not been restarted since, and before Debian's.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
@@ -17,10 +17,14 @@ demo: setup ## Watch real pod traffic, with totals that equal the kernel's own (
 build: setup ## Build the release binaries, orb8 and orb8-agent
 	@ORB8_BPF=required cargo build --release --package orb8-cli --package orb8-agent
 
+image: setup ## Build container images of the agent and the server, static, without Docker
+	@cargo xtask image
+
 check: ## Formatting, lints, documentation, licences
 	@cargo xtask check
 
 test: setup ## Run every test and look for leftovers (root; fewer tests without)
+	@scripts/test-tools.sh
 	@cargo xtask test
 
 bench: setup ## Measure the cost of the probes (root)

@@ -73,13 +73,17 @@ fn certificates_are_good_for_what_they_are_for_and_for_nothing_else() -> Result<
         |path: &Path| -> Result<u32> { Ok(fs::metadata(path)?.permissions().mode() & 0o777) };
     assert_eq!((mode(&ca)?, mode(&ca.join("ca.key"))?), (0o700, 0o600));
 
-    // The names that the monitors expect, and the Secrets that the pods mount, are these.
+    // cert-manager makes them for the same names and uses.
     let objects = kustomized("overlays/full")?;
     for (title, dir) in [("orb8-agent", &agent), ("orb8-server", &server)] {
-        let monitor = object(&objects, &format!("ServiceMonitor/{title}"))?;
-        let tls = &monitor["spec"]["endpoints"][0]["tlsConfig"];
-        verify(dir, "sslserver", tls["serverName"].as_str().context("no name")?)?;
-        assert_eq!(tls["ca"]["secret"]["name"], format!("{title}-tls"));
+        let spec = &object(&objects, &format!("Certificate/{title}"))?["spec"];
+        assert_eq!(spec["secretName"], format!("{title}-tls"));
+        for name in spec["dnsNames"].as_array().context("no names")? {
+            verify(dir, "sslserver", name.as_str().context("not text")?)?;
+        }
+        let is_client =
+            spec["usages"].as_array().is_some_and(|u| u.iter().any(|u| u == "client auth"));
+        assert_eq!(is_client, verify(dir, "sslclient", title).is_ok());
     }
     Ok(())
 }

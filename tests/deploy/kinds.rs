@@ -64,8 +64,6 @@ mod others {
         interval: String,
         honor_labels: bool,
         scheme: Scheme,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        tls_config: Option<TlsConfig>,
         relabelings: Vec<Relabeling>,
     }
 
@@ -74,26 +72,6 @@ mod others {
     enum Scheme {
         Http,
         Https,
-    }
-
-    #[derive(Deserialize, Serialize)]
-    #[serde(deny_unknown_fields, rename_all = "camelCase")]
-    struct TlsConfig {
-        server_name: String,
-        ca: SecretOrConfigMap,
-    }
-
-    #[derive(Deserialize, Serialize)]
-    #[serde(deny_unknown_fields)]
-    struct SecretOrConfigMap {
-        secret: KeyOf,
-    }
-
-    #[derive(Deserialize, Serialize)]
-    #[serde(deny_unknown_fields)]
-    struct KeyOf {
-        name: String,
-        key: String,
     }
 
     #[derive(Deserialize, Serialize)]

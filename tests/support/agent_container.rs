@@ -68,6 +68,10 @@ impl<'a> AgentContainer<'a> {
         let dir = tempfile::tempdir()?;
         let kubeconfig = dir.path().join("kubeconfig");
         api.write_kubeconfig(&kubeconfig, None)?;
+        // A kubelet gives the API's CA, and there is no other in the image.
+        let mut config: Value = serde_json::from_slice(&fs::read(&kubeconfig)?)?;
+        config["clusters"][0]["cluster"]["certificate-authority"] = "/ca.crt".into();
+        fs::write(&kubeconfig, config.to_string())?;
         let spec = daemon_set.pointer("/spec/template/spec").context("no pod in it")?;
         let container = spec.pointer("/containers/0").context("no container in it")?;
 
@@ -79,6 +83,7 @@ impl<'a> AgentContainer<'a> {
         }
         let mut mounts = mounts(spec, container)?;
         mounts.push(mount(&kubeconfig.display().to_string(), "/kubeconfig"));
+        mounts.push(mount("/etc/ssl/certs/ca-certificates.crt", "/ca.crt"));
         let env = |key: &str, value: &str| KeyValue { key: key.into(), value: value.into() };
         let config = ContainerConfig {
             image: Some(ImageSpec { image: IMAGE.into() }),

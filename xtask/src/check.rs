@@ -4,8 +4,14 @@ use anyhow::Result;
 
 use crate::step::{self, cargo, program};
 
-const SCRIPTS: [&str; 4] =
-    ["scripts/setup.sh", "scripts/setup-lima.sh", ".ci/run", "xtask/src/vm/init.sh"];
+const SCRIPTS: [&str; 6] = [
+    "scripts/setup.sh",
+    "scripts/setup-lima.sh",
+    "scripts/test-tools.sh",
+    "deploy/make-certs.sh",
+    ".ci/run",
+    "xtask/src/vm/init.sh",
+];
 
 /// Cheapest first. The optional tools are skipped by name, so that nobody takes silence for a pass.
 pub(crate) fn run() -> Result<()> {

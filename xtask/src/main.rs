@@ -5,6 +5,7 @@ mod bench;
 mod check;
 mod codegen;
 mod demo;
+mod image;
 mod leftovers;
 mod step;
 mod test;
@@ -34,6 +35,8 @@ enum Command {
     Bench(bench::Args),
     /// Kernel tests on Debian's kernels, from 5.10 to the newest, in emulated machines (minutes)
     Vm(vm::Args),
+    /// Container images of the agent and the server, from static binaries, without a Docker daemon
+    Image(image::Args),
     /// Regenerate what is generated and committed: orb8-proto/src/gen
     Codegen,
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Bench(args) => bench::run(&args),
         Command::Vm(args) => vm::run(&args),
+        Command::Image(args) => image::run(&args),
         Command::Codegen => codegen::run(),
     };
     match result {
