@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use orb8_agent::k8s::KubernetesSource;
+use orb8_k8s::KubernetesSource;
 use orb8_proto::{AttributedBy, NetworkFlow, PodSource, PodSourceState, StatusResponse};
 use orb8_testkit::{KubeApi, Node, NodeOptions, Pod, PodSpec, Program, program::HoldFlows};
 use orb8_tests::{Traced, address};

@@ -7,7 +7,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use orb8_agent::{config::PeerScope, k8s::KubernetesSource};
+use orb8_agent::config::PeerScope;
+use orb8_k8s::KubernetesSource;
 use orb8_proto::{Direction, FlowQuery, NetworkFlow, OpenedBy, Peer, PodSource, PodSourceState};
 use orb8_testkit::{
     KubeApi, Node, NodeOptions, Owner, Pod, PodSpec, Process, Program,

@@ -4,10 +4,8 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
-use orb8_agent::{
-    config::Config,
-    k8s::{KubernetesSource, runtime::RuntimeChoice},
-};
+use orb8_agent::{config::Config, k8s::runtime::RuntimeChoice};
+use orb8_k8s::KubernetesSource;
 use orb8_proto::{AttributedBy, NetworkFlow, PodSourceState, StatusResponse};
 use orb8_testkit::{
     DockerContainer, DockerServer, KubeApi, Node, NodeOptions, Pod, PodSpec, Process, Program,

@@ -3,6 +3,12 @@
 use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
 use hyper_util::rt::TokioIo;
+use orb8_k8s::{
+    PodLookup,
+    peers::PeerStore,
+    pods::{PodListError, PodTable},
+    watcher::{PodWatcher, Timing},
+};
 use orb8_proto::{Loss, SignalState};
 use orb8_transport::{FileError, ServerTls};
 use tokio::io::DuplexStream;
@@ -11,14 +17,10 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use crate::{
     api_server::{self, Api},
     config::{Config, PeerScope},
-    enricher::PodLookup,
     k8s::{
         cgroups::Cgroups,
-        peers::PeerStore,
-        pods::{PodListError, PodTable},
         runtime::{self, RuntimeChoice, RuntimePods, RuntimeSource},
         second_opinion::SecondOpinion,
-        watcher::{PodWatcher, Timing},
     },
     ledger::Ledger,
     live::Live,

@@ -3,6 +3,7 @@
 use std::{io, sync::Arc, time::SystemTime};
 
 use futures_util::stream::BoxStream;
+use orb8_k8s::PodLookup;
 use orb8_proto::{
     AnomalyQuery, AnomalyResponse, Event, FlowQuery, FlowResponse, LossReport, Node, NodeQuery,
     NodeResponse, NodeState, NodeStatus, PodQuery, PodResponse, StatusRequest, StatusResponse,
@@ -18,7 +19,6 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     config::Config,
-    enricher::PodLookup,
     ledger::Ledger,
     live::{Live, Subscription},
     signals::{

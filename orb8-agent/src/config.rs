@@ -10,10 +10,11 @@ mod values;
 
 use std::{fmt, io, net::SocketAddr, path::PathBuf, time::Duration};
 
+use orb8_k8s::KubernetesSource;
 use orb8_transport::ServerFiles;
 use serde::Deserialize;
 
-use crate::k8s::{KubernetesSource, runtime::RuntimeChoice};
+use crate::k8s::runtime::RuntimeChoice;
 
 /// gRPC port of the agent.
 pub const DEFAULT_GRPC_PORT: u16 = 9090;

@@ -2,36 +2,9 @@
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
-use orb8_proto::PodSource;
+use orb8_k8s::{ContainerId, PodLookup, PodUid, Qos};
 
-use crate::k8s::{ContainerId, Pod, PodUid, Qos, cgroup::CgroupIdentity};
-
-/// A source of pod names: the Kubernetes API, or a static list.
-///
-/// Pods that are gone still answer for a while, because records of them come late.
-pub trait PodLookup: Send + Sync {
-    /// The pod with this UID, or the mirror of the static pod with this hash. UIDs are never used
-    /// again, so no time is asked for.
-    fn by_uid(&self, uid: &PodUid) -> Option<Arc<Pod>>;
-    /// The pod that runs this container, or ran it, and the container's name. Ids are never used
-    /// again either.
-    fn by_container(&self, id: &ContainerId) -> Option<(Arc<Pod>, Arc<str>)>;
-    /// The one pod that owned this address at that time (Unix time in nanoseconds), if that is
-    /// beyond doubt. Never a pod in the node's network namespace.
-    fn by_ip(&self, ip: IpAddr, at_unix_ns: i64) -> Option<Arc<Pod>>;
-    /// Changes whenever an answer may have changed, except that something was forgotten.
-    fn generation(&self) -> u64;
-    /// Every namespace that has a pod, sorted.
-    fn namespaces(&self) -> Vec<Arc<str>>;
-    /// Every pod.
-    fn pods(&self) -> Vec<Arc<Pod>>;
-    /// Where the names come from, and how current they are.
-    fn source(&self) -> PodSource;
-    /// The container runtime among the sources, if it is one.
-    fn runtime_source(&self) -> Option<PodSource> {
-        None
-    }
-}
+use crate::k8s::cgroup::CgroupIdentity;
 
 /// How a record was given its owner. The wire has the same values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -312,7 +285,8 @@ fn names_somebody(owner: &CgroupIdentity) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::{cgroup, pods::PodTable};
+    use crate::k8s::cgroup;
+    use orb8_k8s::pods::PodTable;
 
     const WEB: &str = "8d5f24b5-3f56-4f60-a7a8-0c2f8b5e6f3a";
     const DB: &str = "1d5f24b5-3f56-4f60-a7a8-0c2f8b5e6f3a";

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use orb8_k8s::PodLookup;
 use orb8_proto::{Loss, NotFound};
 use tonic::Status;
 
 use crate::{
     aggregator::{SliceNumber, oldest_kept, slice_of, slice_start_ns},
     clock::WallClock,
-    enricher::PodLookup,
     ledger::Ledger,
     signals,
 };

@@ -13,16 +13,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use orb8_agent::{
-    enricher::PodLookup,
-    k8s::{
-        ContainerId, PodUid,
-        pods::PodTable,
-        runtime::{RuntimePods, RuntimeSource, Timing},
-        second_opinion::SecondOpinion,
-        store::WatchState,
-    },
+use orb8_agent::k8s::{
+    runtime::{RuntimePods, RuntimeSource, Timing},
+    second_opinion::SecondOpinion,
 };
+use orb8_k8s::{ContainerId, PodLookup, PodUid, pods::PodTable, store::WatchState};
 use orb8_proto::{PodSource, PodSourceState};
 use orb8_testkit::{
     CriServer, DockerContainer, DockerServer,

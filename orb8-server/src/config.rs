@@ -36,7 +36,7 @@ pub struct RawConfig {
     /// Address of /metrics, /healthz and /readyz [default: 127.0.0.1:8081]
     #[arg(long, env = "ORB8_SERVER_METRICS_LISTEN", value_name = "ADDR:PORT")]
     pub metrics_listen: Option<String>,
-    /// Where the agents are: HOST:PORT,HOST:PORT,… or dns:NAME[:PORT]
+    /// Where the agents are: HOST:PORT,HOST:PORT,…, dns:NAME or dns:NAME:PORT
     #[arg(long, env = "ORB8_AGENTS", value_name = "WHERE")]
     pub agents: Option<String>,
     /// Allow plain text on addresses that are not loopback

@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use orb8_agent::{
     Agent,
     config::{Config, RawConfig},
-    k8s::{KubernetesSource, runtime::RuntimeChoice},
+    k8s::runtime::RuntimeChoice,
 };
+use orb8_k8s::KubernetesSource;
 use orb8_testkit::{KubeApi, Node};
 
 use crate::{Client, Heard, Trace, client::runtime_in};

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use orb8_k8s::KubernetesSource;
 use orb8_transport::ServerFiles;
 
 use super::{
@@ -18,7 +19,7 @@ use super::{
         signals, state_dir, syscall_metrics, syscall_sample, tc_attach, time,
     },
 };
-use crate::k8s::{KubernetesSource, runtime::RuntimeChoice};
+use crate::k8s::runtime::RuntimeChoice;
 
 impl RawConfig {
     /// Reads the file, if one is named, and works out what everything means.

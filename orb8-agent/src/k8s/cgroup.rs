@@ -8,7 +8,33 @@
 //! given to the kubelet, `..` where the reader's cgroup namespace begins further down) and after
 //! (children that crun, CRI-O or the workload itself make).
 
-use super::{ContainerId, PodUid, Qos, Runtime};
+use std::fmt;
+
+use orb8_k8s::{ContainerId, PodUid, Qos};
+
+/// The container runtime that named a cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Runtime {
+    /// containerd, by its CRI plugin.
+    Containerd,
+    /// CRI-O.
+    CriO,
+    /// Docker Engine.
+    Docker,
+    /// Podman.
+    Podman,
+}
+
+impl fmt::Display for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Containerd => "containerd",
+            Self::CriO => "cri-o",
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        })
+    }
+}
 
 /// What is known of the owner of a cgroup, from its path alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -4,14 +4,15 @@
 use std::{collections::HashMap, io};
 
 use orb8_common::pods::{PodMetadata, events, pod_flags};
+use orb8_k8s::PodLookup;
 use orb8_proto::MapStatus;
 
-use super::{PodUid, cgroups::Cgroups};
+use super::cgroups::Cgroups;
 use crate::{
-    enricher::PodLookup,
     live::Interest,
     probe_loader::{LoadError, Object, RawMap},
 };
+use orb8_k8s::PodUid;
 
 /// The agent's end of the two maps.
 pub struct PodMetadataMap {

@@ -3,10 +3,11 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
+use orb8_k8s::PodLookup;
 use orb8_proto::PodSource;
 
-use super::{ContainerId, Pod, PodUid, runtime::RuntimePods};
-use crate::enricher::PodLookup;
+use super::runtime::RuntimePods;
+use orb8_k8s::{ContainerId, Pod, PodUid};
 
 /// Asks the first, and the container runtime where the first does not know.
 pub struct SecondOpinion {

@@ -7,6 +7,7 @@ mod task_handle;
 
 use std::sync::Arc;
 
+use orb8_k8s::{PodLookup, peers::PeerStore};
 use orb8_proto::{InterfaceStatus, Loss, MapStatus, PodSource, StreamRequest};
 use prometheus_client::collector::Collector;
 use tonic::Status;
@@ -14,8 +15,7 @@ use tonic::Status;
 use self::{network::Network, syscall::Syscall};
 use crate::{
     config::Config,
-    enricher::PodLookup,
-    k8s::{cgroups::Cgroups, peers::PeerStore},
+    k8s::cgroups::Cgroups,
     ledger::Ledger,
     live::{Live, SubscriberId},
     status::{State, StatusBoard},

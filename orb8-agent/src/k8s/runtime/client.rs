@@ -8,11 +8,11 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream::BoxStream};
+use orb8_k8s::{manifest::Observed, watcher::unix_ns};
 use orb8_proto::cri::ContainerEventResponse;
 use tokio::net::UnixStream;
 
 use super::{containers::Started, cri::Cri, detect, docker::Docker, pods::About};
-use crate::k8s::{manifest::Observed, watcher::unix_ns};
 
 /// See the module.
 pub(super) struct Client {

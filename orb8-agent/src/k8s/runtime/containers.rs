@@ -6,13 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use serde::Deserialize;
-
-use super::sandboxes::SANDBOX;
-use crate::k8s::{
+use orb8_k8s::{
     Container, ContainerId, Labels, Pod, PodUid,
     manifest::{Observed, Times},
 };
+use serde::Deserialize;
+
+use super::sandboxes::SANDBOX;
 
 /// How cri-dockerd says which pod and container it is.
 const POD_UID: &str = "io.kubernetes.pod.uid";

@@ -5,6 +5,7 @@ use std::{future::Future, path::Path, time::Duration};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use hyper_util::rt::TokioIo;
+use orb8_k8s::manifest::Observed;
 use orb8_proto::cri::{
     ContainerEventResponse, GetEventsRequest, ListContainersRequest, ListPodSandboxRequest,
     PodSandboxStatusRequest, VersionRequest, VersionResponse,
@@ -21,7 +22,6 @@ use super::{
     pods::About,
     sandboxes::{Network, Sandboxes},
 };
-use crate::k8s::manifest::Observed;
 
 /// Longest answer. A thousand pods with their labels are about a megabyte.
 const MAX_ANSWER: usize = 64 << 20;

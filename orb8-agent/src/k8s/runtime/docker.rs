@@ -14,6 +14,7 @@ use hyper::{
     client::conn::http1,
 };
 use hyper_util::rt::TokioIo;
+use orb8_k8s::manifest::Observed;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
@@ -22,7 +23,6 @@ use super::{
     containers::{Listed, Started, pods},
     pods::About,
 };
-use crate::k8s::manifest::Observed;
 
 /// Longest answer. A thousand containers are about two megabytes.
 const MAX_ANSWER: usize = 64 << 20;

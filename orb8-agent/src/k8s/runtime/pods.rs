@@ -9,19 +9,16 @@ use std::{
     time::Duration,
 };
 
+use orb8_k8s::{
+    ContainerId, Pod, PodLookup, PodUid,
+    contact::{Contact, WatchState},
+    manifest::Observed,
+    store::PodStore,
+    watcher::unix_ns,
+};
 use orb8_proto::{PodSource, PodSourceState};
 
 use super::wanted::{Wanted, WantedIds};
-use crate::{
-    enricher::PodLookup,
-    k8s::{
-        ContainerId, Pod, PodUid,
-        contact::{Contact, WatchState},
-        manifest::Observed,
-        store::PodStore,
-        watcher::unix_ns,
-    },
-};
 
 /// For so long after a list it is taken for granted that nobody else has got a pod's address.
 const FRESH: Duration = Duration::from_secs(10);

@@ -6,14 +6,13 @@ use std::{
     sync::Arc,
 };
 
+use orb8_k8s::{
+    Container, ContainerId, Labels, Pod, PodUid,
+    manifest::{Observed, Times},
+};
 use orb8_proto::cri::{
     Container as CriContainer, ContainerEventResponse, ContainerEventType, NamespaceMode,
     PodSandbox, PodSandboxState, PodSandboxStatus,
-};
-
-use crate::k8s::{
-    Container, ContainerId, Labels, Pod, PodUid,
-    manifest::{Observed, Times},
 };
 
 /// What the sandbox of a pod is called among its containers. Kubelets have always called it so.

@@ -6,9 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use orb8_k8s::{ContainerId, PodUid};
 use tokio::sync::Notify;
-
-use crate::k8s::{ContainerId, PodUid};
 
 /// An id that is not known after so many questions belongs to somebody else's container. It is
 /// found all the same when a later list has it.

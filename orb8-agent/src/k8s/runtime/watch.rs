@@ -4,11 +4,11 @@
 use std::{path::PathBuf, time::Duration};
 
 use futures_util::{StreamExt, future::OptionFuture};
+use orb8_k8s::backoff::Backoff;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{RuntimeSource, client::Client, client::List, detect};
-use crate::k8s::backoff::Backoff;
 
 /// How often what is gone for long enough is forgotten.
 const SWEEP: Duration = Duration::from_secs(5);

@@ -12,6 +12,7 @@ use std::{
 };
 
 use orb8_common::network::{Counts, Pulse, SocketSent};
+use orb8_k8s::{ContainerId, PodUid};
 use orb8_proto::{Direction, FlowState};
 
 use super::{
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     aggregator::{SliceNumber, slice_of},
     enricher::{AttributedBy, Attribution},
-    k8s::{ContainerId, PodUid, cgroup::CgroupIdentity},
+    k8s::cgroup::CgroupIdentity,
     ledger::Stage,
     netlink::links::{Link, LinkCounters},
 };

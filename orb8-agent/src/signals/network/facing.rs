@@ -4,13 +4,11 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use orb8_common::network::key_flags;
+use orb8_k8s::peers::{End, Who};
 use orb8_proto::{Direction, PeerKind};
 
 use super::{interfaces::Side, maps::FlowId, peers::class, record};
-use crate::{
-    k8s::peers::{End, Who},
-    netlink::conntrack::{NotTracked, RealPeer, Tuple},
-};
+use crate::netlink::conntrack::{NotTracked, RealPeer, Tuple};
 
 /// The kernel may not know a connection yet when its first packet is told of, so it is asked twice.
 const TRIES: u8 = 2;

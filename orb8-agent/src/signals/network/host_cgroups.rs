@@ -13,14 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use orb8_k8s::PodLookup;
 use rustix::fs::stat;
 
-use crate::{
-    enricher::PodLookup,
-    k8s::{
-        cgroup::CgroupIdentity,
-        cgroup_tree::{CgroupMount, FoundCgroup},
-    },
+use crate::k8s::{
+    cgroup::CgroupIdentity,
+    cgroup_tree::{CgroupMount, FoundCgroup},
 };
 
 /// Sockets outlive their cgroup: a connection is closed after its process has ended.

@@ -9,6 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use orb8_k8s::{
+    PodLookup,
+    peers::{End, Named, PeerStore, Who},
+};
 use orb8_proto::{Direction, NetworkFlow, OpenedBy, Peer, PeerKind, PodSource, PodSourceState};
 
 use super::{
@@ -19,11 +23,7 @@ use super::{
     table::{Flow, FlowKey},
     task::Task,
 };
-use crate::{
-    enricher::PodLookup,
-    k8s::peers::{End, Named, PeerStore, Who},
-    netlink::conntrack::{Conntrack, NotTracked, RealPeer, Tuple},
-};
+use crate::netlink::conntrack::{Conntrack, NotTracked, RealPeer, Tuple};
 
 /// Connections that the kernel is asked about in a second, at most, at 10 to 20 µs each. Beyond
 /// them, flows have no backend until they have another record, and are counted as unasked.

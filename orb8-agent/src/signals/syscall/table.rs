@@ -5,11 +5,12 @@ use std::{
     sync::Arc,
 };
 
+use orb8_k8s::{ContainerId, PodUid};
+
 use super::ends::{Ends, Figure};
 use crate::{
     aggregator::{SliceNumber, oldest_kept, slice_of},
     enricher::{Attribution, Identity},
-    k8s::{ContainerId, PodUid},
 };
 
 /// Containers and units that are kept apart, those that are gone included until their calls have left

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use orb8_k8s::pods::PodTable;
+
 use super::*;
-use crate::k8s::{cgroup, pods::PodTable};
+use crate::k8s::cgroup;
 
 const HOST: &str = "8d5f24b5-3f56-4f60-a7a8-0c2f8b5e6f3a";
 const PLAIN: &str = "1d5f24b5-3f56-4f60-a7a8-0c2f8b5e6f3a";
@@ -73,16 +75,13 @@ struct Later {
 }
 
 impl PodLookup for Later {
-    fn by_uid(&self, uid: &crate::k8s::PodUid) -> Option<Arc<crate::k8s::Pod>> {
+    fn by_uid(&self, uid: &orb8_k8s::PodUid) -> Option<Arc<orb8_k8s::Pod>> {
         self.known.then(|| self.pods.by_uid(uid)).flatten()
     }
-    fn by_container(
-        &self,
-        _: &crate::k8s::ContainerId,
-    ) -> Option<(Arc<crate::k8s::Pod>, Arc<str>)> {
+    fn by_container(&self, _: &orb8_k8s::ContainerId) -> Option<(Arc<orb8_k8s::Pod>, Arc<str>)> {
         None
     }
-    fn by_ip(&self, _: std::net::IpAddr, _: i64) -> Option<Arc<crate::k8s::Pod>> {
+    fn by_ip(&self, _: std::net::IpAddr, _: i64) -> Option<Arc<orb8_k8s::Pod>> {
         None
     }
     fn generation(&self) -> u64 {
@@ -91,7 +90,7 @@ impl PodLookup for Later {
     fn namespaces(&self) -> Vec<Arc<str>> {
         Vec::new()
     }
-    fn pods(&self) -> Vec<Arc<crate::k8s::Pod>> {
+    fn pods(&self) -> Vec<Arc<orb8_k8s::Pod>> {
         Vec::new()
     }
     fn source(&self) -> orb8_proto::PodSource {

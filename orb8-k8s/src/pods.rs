@@ -11,7 +11,7 @@ use std::{
 use orb8_proto::{PodSource, PodSourceState};
 
 use super::{ContainerId, Pod, PodUid, manifest};
-use crate::enricher::PodLookup;
+use crate::PodLookup;
 
 /// Pods, found by UID, container and address. It never changes once it is built.
 #[derive(Debug, Default)]
@@ -140,7 +140,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::k8s::Qos;
+    use crate::Qos;
 
     const UID: &str = "8d5f24b5-3f56-4f60-a7a8-0c2f8b5e6f3a";
     const HASH: &str = "0f5d7cbb6ed9ea8e6ba0f1d9d2c8d1ff";

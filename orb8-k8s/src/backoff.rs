@@ -8,7 +8,7 @@ use std::{hash::BuildHasher, time::Duration};
 /// So an API that breaks every connection at once is asked less and less, and one that breaks them
 /// now and then is asked again without delay.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub struct Backoff {
     first: Duration,
     last: Duration,
     waited: Option<Duration>,
@@ -18,13 +18,15 @@ pub(super) struct Backoff {
 const GOOD_FOR: u32 = 5;
 
 impl Backoff {
-    pub(super) fn new(first: Duration, last: Duration) -> Self {
+    /// Waits from `first` to `last`.
+    #[must_use]
+    pub fn new(first: Duration, last: Duration) -> Self {
         Self { first, last, waited: None }
     }
 
     /// How long to wait after something that went well for `lived`, and no less than what the API
     /// `asked` for.
-    pub(super) fn after(&mut self, lived: Duration, asked: Option<Duration>) -> Duration {
+    pub fn after(&mut self, lived: Duration, asked: Option<Duration>) -> Duration {
         let wait = match self.waited {
             Some(waited) if lived < waited * GOOD_FOR => (waited * 2).min(self.last),
             _ => self.first,

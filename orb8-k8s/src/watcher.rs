@@ -224,7 +224,9 @@ impl<M: Mirror> Watcher<M> {
     }
 }
 
-pub(super) fn unix_ns() -> i64 {
+/// The time now, in nanoseconds since the Unix epoch.
+#[must_use]
+pub fn unix_ns() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -9,7 +9,7 @@ use super::{
     Named,
     book::{Addressed, Facts},
 };
-use crate::k8s::{api::Resource, manifest::times::stamp};
+use crate::{api::Resource, manifest::times::stamp};
 
 /// What a client may see of a Service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -15,7 +15,7 @@ use super::{
     store::{PodStore, nanos},
     watcher::{Mirror, Timing, Watcher},
 };
-use crate::enricher::PodLookup;
+use crate::PodLookup;
 
 mod book;
 mod endpoints;

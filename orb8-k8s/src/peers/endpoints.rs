@@ -11,7 +11,7 @@ use super::{
     book::{Addressed, Facts},
     services::{self, addresses},
 };
-use crate::k8s::api::Resource;
+use crate::api::Resource;
 
 /// Names the Service that a slice belongs to.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";

@@ -4,7 +4,7 @@ use super::{
     known::{Entry, MAX_TOMBSTONES},
     *,
 };
-use crate::k8s::{Container, addresses::Tenure, manifest::Object};
+use crate::{Container, addresses::Tenure, manifest::Object};
 
 const SECOND: i64 = 1_000_000_000;
 /// 2026-01-01T00:00:00Z

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::Deserialize;
 
-pub(super) use self::times::Times;
+pub use self::times::Times;
 use self::times::times;
 use super::{Container, Owner, Pod, PodUid, api::Resource};
 
@@ -65,11 +65,13 @@ fn unexpected_kind(place: &str, kind: Option<&str>, expected: &str) -> String {
 }
 
 /// A pod, and what its object says about the time.
-pub(super) struct Observed {
-    pub(super) pod: Pod,
-    pub(super) times: Times,
+pub struct Observed {
+    /// The pod.
+    pub pod: Pod,
+    /// When things happened to it.
+    pub times: Times,
     /// Parts that were left out, because they are not what they should be.
-    pub(super) problems: Vec<String>,
+    pub problems: Vec<String>,
 }
 
 /// A pod or a list of them: the subset that orb8 reads. Everything is optional to serde, so that

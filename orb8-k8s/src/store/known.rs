@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::k8s::{
+use crate::{
     ContainerId, Pod, PodUid,
     addresses::{Addresses, Tenure, given_up_by},
     manifest::{Observed, Times},
@@ -15,7 +15,7 @@ use crate::k8s::{
 
 /// Pods that are gone and kept, at most. The oldest go early when there are more: their late
 /// records then have ids and no names.
-pub(in crate::k8s) const MAX_TOMBSTONES: usize = 10_000;
+pub(crate) const MAX_TOMBSTONES: usize = 10_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Known {

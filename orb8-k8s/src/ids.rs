@@ -19,7 +19,8 @@ const DASHES: [usize; 4] = [8, 13, 18, 23];
 impl PodUid {
     /// Parses a UID whose UUID form is separated by `separator`: `-` in cgroupfs names and in the
     /// API, `_` in systemd unit names.
-    pub(crate) fn parse_separated(text: &str, separator: u8) -> Option<Self> {
+    #[must_use]
+    pub fn parse_separated(text: &str, separator: u8) -> Option<Self> {
         let bytes = text.as_bytes();
         let dashed = match bytes.len() {
             32 => false,

@@ -11,13 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orb8_agent::{
-    enricher::PodLookup,
-    k8s::{
-        KubernetesSource,
-        store::{PodStore, WatchState},
-        watcher::{PodWatcher, Timing},
-    },
+use orb8_k8s::{
+    KubernetesSource, PodLookup,
+    store::{PodStore, WatchState},
+    watcher::{PodWatcher, Timing},
 };
 use orb8_proto::PodSourceState;
 use orb8_testkit::{

@@ -7,23 +7,23 @@ use super::{ContainerStatus, Metadata, Status};
 /// When things happened to a pod, as far as its object tells. Unix time in nanoseconds; stamps of
 /// the API are cut to the second, so these are the ends of the second on the safe side.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in crate::k8s) struct Times {
+pub struct Times {
     /// The kubelet had not taken it on before, so it had no address before.
-    pub(in crate::k8s) accepted: Option<i64>,
+    pub accepted: Option<i64>,
     /// By then it had its addresses.
-    pub(in crate::k8s) networked: Option<i64>,
+    pub networked: Option<i64>,
     /// It is to go or has finished.
-    pub(in crate::k8s) ends: bool,
+    pub ends: bool,
     /// Of a pod that ends: it still had its addresses then.
-    pub(in crate::k8s) last_alive: Option<i64>,
+    pub last_alive: Option<i64>,
     /// Of a pod that ends: its last container had ended by then.
-    pub(in crate::k8s) ended: Option<i64>,
+    pub ended: Option<i64>,
 }
 
-pub(in crate::k8s) const SECOND: i64 = 1_000_000_000;
+pub(crate) const SECOND: i64 = 1_000_000_000;
 
 /// The beginning of the second that a stamp of the API names.
-pub(in crate::k8s) fn stamp(text: Option<&str>) -> Option<i64> {
+pub(crate) fn stamp(text: Option<&str>) -> Option<i64> {
     let time = humantime::parse_rfc3339(text?).ok()?;
     let seconds = time.duration_since(UNIX_EPOCH).ok()?.as_secs();
     i64::try_from(Duration::from_secs(seconds).as_nanos()).ok()

@@ -10,7 +10,7 @@ use super::{
     book::{Addressed, Facts},
     services::{Metadata, addresses},
 };
-use crate::k8s::api::Resource;
+use crate::api::Resource;
 
 /// A Node: the subset that orb8 reads.
 #[derive(Deserialize)]

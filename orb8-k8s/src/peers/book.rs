@@ -12,8 +12,8 @@ use std::{
 
 use super::Named;
 // UIDs of all kinds have one form.
-use crate::k8s::PodUid as Uid;
-use crate::k8s::{
+use crate::PodUid as Uid;
+use crate::{
     addresses::{Addresses, Tenure, given_up_by},
     api::{Query, Resource},
     contact::Contact,

@@ -22,7 +22,7 @@ use super::{
     manifest::{Object, Observed},
     watcher::Mirror,
 };
-use crate::enricher::PodLookup;
+use crate::PodLookup;
 
 mod known;
 
@@ -53,7 +53,7 @@ enum Place {
 
 impl PodStore {
     /// A store that knows nobody yet. `node` is the node whose pods it will know.
-    pub(super) fn new(node: &str) -> Self {
+    pub fn new(node: &str) -> Self {
         Self::of(node, Place::Here)
     }
 
@@ -73,7 +73,7 @@ impl PodStore {
     }
 
     /// Takes in a pod as it is now. `now` is Unix time in nanoseconds, here as everywhere.
-    pub(super) fn apply(&self, observed: Observed, now: i64) {
+    pub fn apply(&self, observed: Observed, now: i64) {
         let mut known = self.write();
         if known.apply(observed, now) {
             self.news();
@@ -95,7 +95,7 @@ impl PodStore {
     }
 
     /// As [`Self::replace`], with `and` done before anybody sees the new pods.
-    pub(super) fn replace_and(&self, list: Vec<Observed>, now: i64, and: impl FnOnce()) {
+    pub fn replace_and(&self, list: Vec<Observed>, now: i64, and: impl FnOnce()) {
         let mut known = self.write();
         and();
         let listed: HashSet<PodUid> = list.iter().map(|observed| observed.pod.uid).collect();
@@ -117,7 +117,7 @@ impl PodStore {
 
     /// Forgets whatever has been gone for long enough. What was named stays named: the generation
     /// does not change.
-    pub(super) fn forget(&self, now: i64) {
+    pub fn forget(&self, now: i64) {
         self.write().sweep(now.saturating_sub(nanos(TOMBSTONE)));
     }
 

@@ -25,7 +25,8 @@ pub enum WatchState {
 
 impl WatchState {
     /// As the wire has it: state, age, reason.
-    pub(super) fn told(self) -> (PodSourceState, Duration, String) {
+    #[must_use]
+    pub fn told(self) -> (PodSourceState, Duration, String) {
         match self {
             Self::Syncing => {
                 (PodSourceState::Syncing, Duration::ZERO, "the API was not heard yet".into())
@@ -38,7 +39,7 @@ impl WatchState {
 
 /// The state of a watch. The watcher writes it, everybody else reads.
 #[derive(Debug)]
-pub(super) struct Contact(Mutex<WatchState>);
+pub struct Contact(Mutex<WatchState>);
 
 impl Default for Contact {
     fn default() -> Self {
@@ -47,16 +48,19 @@ impl Default for Contact {
 }
 
 impl Contact {
-    pub(super) fn state(&self) -> WatchState {
+    /// How it is.
+    #[must_use]
+    pub fn state(&self) -> WatchState {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn connected(&self) {
+    /// Every change is told from now on.
+    pub fn connected(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = WatchState::Connected;
     }
 
     /// What is known was true a moment ago, whether or not changes to it will be told.
-    pub(super) fn heard(&self) {
+    pub fn heard(&self) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let WatchState::Away { since, .. } = &mut *state {
             *since = Instant::now();
@@ -64,7 +68,7 @@ impl Contact {
     }
 
     /// The API does not answer as it should. It stays away since when it first did not.
-    pub(super) fn away(&self, reason: &str) {
+    pub fn away(&self, reason: &str) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let since = match &*state {
             WatchState::Away { since, .. } => *since,

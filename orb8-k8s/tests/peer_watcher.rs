@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use orb8_agent::k8s::{
+use orb8_k8s::{
     KubernetesSource,
     peers::{End, PeerStore, Who},
     watcher::Timing,
