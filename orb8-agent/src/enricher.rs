@@ -163,7 +163,7 @@ impl Enricher {
     /// The owner of what happened in a cgroup of the node itself.
     pub fn of_unit(&mut self, unit: &str, by: AttributedBy) -> Attribution {
         if self.units.len() >= INTERNED_MAX {
-            self.units.retain(|_, identity| Arc::strong_count(identity) > 1);
+            self.forget_unused();
         }
         if self.units.len() >= INTERNED_MAX {
             self.units.clear();
@@ -246,11 +246,17 @@ impl Enricher {
         Attribution { identity: Some(identity), by }
     }
 
+    /// Drops the names that no record uses any more: where pods come and go there would be many.
+    pub fn forget_unused(&mut self) {
+        self.interned.retain(|_, known| Arc::strong_count(&known.identity) > 1);
+        self.units.retain(|_, identity| Arc::strong_count(identity) > 1);
+    }
+
     fn make_room(&mut self) {
         if self.interned.len() < INTERNED_MAX {
             return;
         }
-        self.interned.retain(|_, known| Arc::strong_count(&known.identity) > 1);
+        self.forget_unused();
         if self.interned.len() >= INTERNED_MAX {
             self.interned.clear();
         }
@@ -445,6 +451,9 @@ mod tests {
         let most = (0..INTERNED_MAX + 10).map(|n| ask(&format!("{n:064x}")).1).max();
         assert_eq!(most, Some(INTERNED_MAX));
         assert!(Arc::ptr_eq(&first, &ask(&id("a")).0), "an identity in use was dropped");
+        drop(enricher.of_unit("cron.service", AttributedBy::SocketCgroup));
+        enricher.forget_unused();
+        assert_eq!((enricher.interned.len(), enricher.units.len()), (1, 0));
     }
 
     #[test]

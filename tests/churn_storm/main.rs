@@ -135,13 +135,18 @@ fn every_byte_of_a_storm_of_pods_finds_its_pod_and_container() -> Result<()> {
     eprintln!("{names}");
     eprintln!("lost: {:?}; used: {:?}", status.losses, status.usage);
     eprintln!("{}", tail(&log, 40));
-    for (heard, early, container) in verdict.short.iter().take(20) {
+    for (heard, early, container) in verdict.over.iter().chain(verdict.short.iter().take(20)) {
         eprintln!("{heard} bytes heard, {early} early, of {container:?}");
+    }
+
+    for flow in verdict.strangers.iter().take(5) {
+        eprintln!("of nobody that sent: {flow:?}");
     }
 
     let samples = samples?;
     let grown = grown(&samples, begun + size.duration / 2);
-    eprintln!("memory grew by {} KiB in the second half", grown >> 10);
+    let memory = samples.iter().map(|(_, bytes)| bytes >> 10).collect::<Vec<_>>();
+    eprintln!("memory grew by {} KiB in the second half: {memory:?}", grown >> 10);
     ensure!(heard.last_report().records_lost == 0, "{:?}", heard.last_report());
     ensure!(verdict.to_wrong_pod == 0 && verdict.to_wrong_container == 0, "{verdict}");
     ensure!(verdict.to_nobody == 0 && verdict.to_no_container == 0, "{verdict}");

@@ -37,6 +37,10 @@ pub(crate) struct Verdict {
     pub(crate) missing: Vec<Sender>,
     /// Whoever sent more than was heard, with what was heard, and what of that was early.
     pub(crate) short: Vec<(u64, u64, Sender)>,
+    /// Whoever sent less than was heard, likewise.
+    pub(crate) over: Vec<(u64, u64, Sender)>,
+    /// What was heard of containers that are no senders.
+    pub(crate) strangers: Vec<NetworkFlow>,
 }
 
 impl Verdict {
@@ -51,7 +55,7 @@ impl Verdict {
         let (mut by_pod, mut by_container) = (BTreeMap::new(), BTreeMap::new());
         let mut early = BTreeMap::new();
         let mut verdict = Self::default();
-        for flow in sent {
+        for flow in sent.clone() {
             verdict.heard += flow.bytes;
             if is_early(flow) {
                 verdict.early += flow.bytes;
@@ -78,12 +82,18 @@ impl Verdict {
         verdict.sent = truth.senders.iter().map(|sender| sender.bytes).sum();
         verdict.to_wrong_pod = surplus(&by_pod, sums(truth, |sender| &sender.uid));
         verdict.to_wrong_container = surplus(&by_container, sums(truth, |sender| &sender.id));
+        let ids: BTreeSet<_> = truth.senders.iter().map(|sender| &*sender.id).collect();
+        let strangers = sent.filter(|f| f.bytes > 0 && !ids.contains(&*f.container_id));
+        verdict.strangers = strangers.cloned().collect();
         let due = truth.senders.iter().filter(|s| s.packets > 0 && s.lived >= LONG_ENOUGH);
         verdict.containers = due.clone().count();
         let of = |heard: &BTreeMap<&str, u64>, s: &Sender| heard.get(&*s.id).copied().unwrap_or(0);
-        let short = truth.senders.iter().filter(|s| of(&by_container, s) < s.bytes);
-        let short = short.map(|s| (of(&by_container, s), of(&early, s), s.clone()));
-        verdict.short = short.collect();
+        let told = |s: &Sender| (of(&by_container, s), of(&early, s), s.clone());
+        let (short, exact_or_over): (Vec<_>, Vec<_>) =
+            truth.senders.iter().map(told).partition(|(heard, _, sender)| *heard < sender.bytes);
+        verdict.short = short;
+        verdict.over = exact_or_over;
+        verdict.over.retain(|(heard, _, sender)| *heard > sender.bytes);
         verdict.missing = due.filter(|s| !by_container.contains_key(&*s.id)).cloned().collect();
         verdict
     }

@@ -138,7 +138,7 @@ impl Task {
     /// Adds an interface that has just been made. What passes it before it is attached to is to be
     /// given to its owner.
     pub(super) fn add_new(&mut self, mut interface: Interface, link: &Link) -> Serial {
-        interface.early = Some(Early::of(link, self.early.followed_ns));
+        interface.early = Some(Box::new(Early::of(link, self.early.followed_ns)));
         let serial = self.interfaces.add(interface);
         self.early.waiting.push(serial);
         self.expect_pods();
@@ -290,7 +290,7 @@ impl Task {
         let mut owned = None;
         for serial in std::mem::take(&mut self.early.waiting) {
             let Some(interface) = self.interfaces.get(serial) else { continue };
-            let Some(early) = interface.early else { continue };
+            let Some(early) = interface.early.as_deref() else { continue };
             let ends = ends || now.saturating_duration_since(interface.seen_at) > PATIENCE;
             if early.by_containers.is_none() {
                 let chosen = match interface.owner.or(interface.sender) {
@@ -354,7 +354,7 @@ impl Task {
         senders: &mut Vec<Sender>,
         ends: bool,
     ) -> Option<Vec<Sender>> {
-        let early = interface.early?;
+        let early = interface.early.as_deref()?;
         let is_gone = interface.gone.is_some();
         if early.most.is_none() && !is_gone {
             return None;
@@ -405,7 +405,7 @@ impl Task {
         owned: &mut HashSet<Owner>,
         senders: &mut Vec<Sender>,
     ) -> Vec<Sender> {
-        let since_ns = interface.early.map_or(0, |early| early.since_ns);
+        let since_ns = interface.early.as_deref().map_or(0, |early| early.since_ns);
         let from = since_ns.saturating_sub(SLACK_NS);
         let to = interface.gone.map_or(u64::MAX, |at| self.boot_ns_at(at).saturating_add(SLACK_NS));
         let within = |s: &Sender| s.is_quiet && s.first_ns >= from && s.last_ns <= to;
@@ -504,7 +504,7 @@ impl Task {
 /// What passed an interface before it was attached to, as far as that is certain, in the pod's view:
 /// sent, less what was given to containers, and received. None: that is still to be found out.
 fn before_attachment(interface: &Interface) -> Option<(Counts, Counts)> {
-    let early = interface.early?;
+    let early = interface.early.as_deref()?;
     let difference = |packets: (u64, u64), bytes: (u64, u64)| Counts {
         packets: packets.0.saturating_sub(packets.1),
         bytes: bytes.0.saturating_sub(bytes.1),

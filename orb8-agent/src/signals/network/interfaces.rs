@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use indexmap::IndexMap;
 use orb8_common::network::Counts;
 
 use super::early::Early;
@@ -56,8 +57,9 @@ pub(super) struct Interface {
     pub(super) index: u32,
     pub(super) side: Side,
     pub(super) nsid: Option<i32>,
-    /// Dropping them detaches.
-    attachments: Option<[Attachment; 2]>,
+    /// Dropping them detaches. In a box, as `early` is: of interfaces that are gone, of which there are
+    /// many, it is empty.
+    attachments: Option<Box<[Attachment; 2]>>,
     pub(super) attached: &'static str,
     /// A clsact qdisc that was made for it is removed with it.
     pub(super) qdisc_is_ours: bool,
@@ -78,7 +80,7 @@ pub(super) struct Interface {
     /// It is there and not wanted any more: when it is detached from, it retires.
     pub(super) leaves: bool,
     /// It was made while we followed: what it carried before it was attached to is known.
-    pub(super) early: Option<Early>,
+    pub(super) early: Option<Box<Early>>,
     pub(super) gone: Option<Instant>,
 }
 
@@ -127,12 +129,12 @@ impl Interface {
     pub(super) fn hold(&mut self, attachments: [Attachment; 2]) {
         self.attached = attachments[0].how.as_str();
         self.qdisc_is_ours = attachments.iter().any(Attachment::made_the_qdisc);
-        self.attachments = Some(attachments);
+        self.attachments = Some(Box::new(attachments));
     }
 
     /// What holds it; dropping that detaches.
-    pub(super) const fn release(&mut self) -> Option<[Attachment; 2]> {
-        self.attachments.take()
+    pub(super) fn release(&mut self) -> Option<[Attachment; 2]> {
+        self.attachments.take().map(|attachments| *attachments)
     }
 
     pub(super) const fn is_attached(&self) -> bool {
@@ -168,7 +170,9 @@ impl Interface {
 /// Every interface that was traced, those that are gone included while somebody may ask.
 #[derive(Default)]
 pub(super) struct Interfaces {
-    all: HashMap<Serial, Interface>,
+    // An index map: where pods come and go there are thousands, and a hash map of them that grows is
+    // there twice, every page of it touched.
+    all: IndexMap<Serial, Interface>,
     by_index: HashMap<u32, Serial>,
     next: u32,
     /// Why an interface that should be traced is not.

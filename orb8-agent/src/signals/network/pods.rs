@@ -1,11 +1,8 @@
 //! Totals per owner: since the start for metrics, per slice for queries.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    ops::AddAssign,
-    sync::Arc,
-};
+use std::{ops::AddAssign, sync::Arc};
 
+use indexmap::{IndexMap, map::Entry};
 use orb8_common::network::Counts;
 use orb8_proto::Direction;
 
@@ -122,7 +119,8 @@ pub(super) struct PodTotals {
 
 /// All accounts.
 pub(super) struct Accounts {
-    accounts: HashMap<Owner, Account>,
+    // An index map, as of interfaces.
+    accounts: IndexMap<Owner, Account>,
     /// Of all units together, closed accounts included.
     units: Traffic,
     ledger: Ledger,
@@ -130,7 +128,7 @@ pub(super) struct Accounts {
 
 impl Accounts {
     pub(super) fn new(ledger: Ledger) -> Self {
-        Self { accounts: HashMap::new(), units: Traffic::default(), ledger }
+        Self { accounts: IndexMap::new(), units: Traffic::default(), ledger }
     }
 
     /// Books traffic of the owner in `attribution`, last seen at `last_ns` since boot.
@@ -183,7 +181,7 @@ impl Accounts {
             account.identity = Some(named);
         }
         for (from, to) in moved {
-            let Some(account) = self.accounts.remove(&from) else { continue };
+            let Some(account) = self.accounts.swap_remove(&from) else { continue };
             match self.accounts.entry(to) {
                 Entry::Occupied(mut other) => other.get_mut().take_over(account),
                 Entry::Vacant(place) => {
@@ -196,7 +194,7 @@ impl Accounts {
     fn forget_quietest(&mut self) {
         let quietest = self.accounts.iter().min_by_key(|(_, a)| a.last_ns);
         if let Some(owner) = quietest.map(|(owner, _)| owner.clone()) {
-            self.accounts.remove(&owner);
+            self.accounts.swap_remove(&owner);
             let point = LossPoint {
                 signal: super::NAME,
                 stage: Stage::Aggregate,

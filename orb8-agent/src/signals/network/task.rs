@@ -284,6 +284,7 @@ impl Task {
         self.accounts.forget(oldest);
         self.forget_early(oldest);
         self.interfaces.forget(Instant::now(), WINDOW);
+        self.enricher.forget_unused();
     }
 
     pub(super) fn lose(&self, stage: Stage, reason: &'static str, records: u64, packets: u64) {

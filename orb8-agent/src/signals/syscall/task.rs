@@ -276,6 +276,7 @@ impl Task {
             }
         }
         accounts.forget(oldest_kept(slice_of(boot_ns())));
+        self.enricher.forget_unused();
         let forgotten = accounts.take_forgotten();
         if forgotten > 0 {
             self.lose(Stage::Aggregate, "syscall_accounts_full", forgotten);
