@@ -42,6 +42,8 @@ pub struct UnslottedKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Current {
+    /// What names the cgroup where calls begin: its id, or its serial number in the kernel.
+    pub key: u64,
     /// The cgroup.
     pub cgroup_id: u64,
     /// Its slot, or [`NO_SLOT`].
@@ -58,9 +60,7 @@ pub struct Current {
 pub const NO_SLOT: u32 = u32::MAX;
 
 /// `SYSCALL_SETTINGS[0]`, written by the agent.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SyscallSettings {
     /// Changes whenever a cgroup is given a slot or loses it.
@@ -71,9 +71,11 @@ pub struct SyscallSettings {
     pub execve: u32,
     /// Zero.
     pub reserved: u32,
+    /// By number: which calls become events. See [`told`].
+    pub told: [u32; NUMBERS],
 }
 
-/// Value of `SYSCALL_TOLD`, by number: which calls become events. One of the first four, and bits.
+/// Words of [`SyscallSettings::told`]: one of the first four, and bits.
 pub mod told {
     /// The bits in which one of the next four is.
     pub const HOW: u32 = 3;
@@ -161,8 +163,8 @@ pub struct SyscallEvent {
 const _: () = {
     assert!(size_of::<SyscallCounts>() == 2048);
     assert!(size_of::<UnslottedKey>() == 16);
-    assert!(size_of::<Current>() == 24);
-    assert!(size_of::<SyscallSettings>() == 16);
+    assert!(size_of::<Current>() == 32);
+    assert!(size_of::<SyscallSettings>() == 2064);
     assert!(size_of::<SyscallEvent>() == 128);
 };
 

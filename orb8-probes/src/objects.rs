@@ -65,6 +65,7 @@ pub const SYSCALL_MEMBERS: &[Member] = &[
     ("THREAD_INFO_STATUS", ("thread_info", "status")),
     ("TASK_STRUCT_CGROUPS", ("task_struct", "cgroups")),
     ("CSS_SET_DFL_CGRP", ("css_set", "dfl_cgrp")),
+    ("CGROUP_SUBSYS_STATE_SERIAL_NR", ("cgroup_subsys_state", "serial_nr")),
     ("CGROUP_KN", ("cgroup", "kn")),
     ("KERNFS_NODE_ID", ("kernfs_node", "id")),
     ("TASK_STRUCT_MM", ("task_struct", "mm")),

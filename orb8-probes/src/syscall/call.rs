@@ -7,13 +7,13 @@ use aya_ebpf::{
 
 use super::{
     mode, number, registers,
-    task::{Task, cgroup_id},
+    task::{Cgroup, Task, cgroup_id},
 };
 
 /// A call that begins.
 pub(crate) trait Call {
     /// The caller's cgroup, and the number under which the call is counted.
-    fn caller(&self) -> (u64, u32);
+    fn caller(&self) -> (Cgroup, u32);
     /// The arguments, which lie in registers.
     fn arguments(&self, into: &mut [u64; 6]);
 }
@@ -21,9 +21,9 @@ pub(crate) trait Call {
 /// `TP_PROTO(struct pt_regs *regs, long id)`.
 impl Call for BtfTracePointContext {
     #[inline(always)]
-    fn caller(&self) -> (u64, u32) {
+    fn caller(&self) -> (Cgroup, u32) {
         let task = Task::current();
-        (task.cgroup_id(), number(self.arg(1), mode::is_compat_btf(self.arg(0), task)))
+        (task.cgroup(), number(self.arg(1), mode::is_compat_btf(self.arg(0), task)))
     }
 
     #[inline(always)]
@@ -35,8 +35,8 @@ impl Call for BtfTracePointContext {
 /// The same arguments, but the verifier does not know their types.
 impl Call for RawTracePointContext {
     #[inline(always)]
-    fn caller(&self) -> (u64, u32) {
-        (cgroup_id(), number(self.arg(1), mode::is_compat(self.arg(0))))
+    fn caller(&self) -> (Cgroup, u32) {
+        (Cgroup::of_id(cgroup_id()), number(self.arg(1), mode::is_compat(self.arg(0))))
     }
 
     #[inline(always)]
@@ -48,10 +48,10 @@ impl Call for RawTracePointContext {
 /// `struct trace_event_raw_sys_enter`: the common head, `long id`, `unsigned long args[6]`.
 impl Call for TracePointContext {
     #[inline(always)]
-    fn caller(&self) -> (u64, u32) {
+    fn caller(&self) -> (Cgroup, u32) {
         // SAFETY: a word of the tracepoint's record.
         let id = unsafe { *self.as_ptr().cast::<i64>().add(1) };
-        (cgroup_id(), number(id, mode::is_compat_by_task()))
+        (Cgroup::of_id(cgroup_id()), number(id, mode::is_compat_by_task()))
     }
 
     #[inline(always)]

@@ -20,6 +20,7 @@ use orb8_common::{
     syscall::{Current, NO_SLOT, NOBODY, NUMBERS, SyscallCounts, SyscallSettings, UnslottedKey},
 };
 
+use super::task::Cgroup;
 use crate::emit::{self, fetch_add};
 
 /// Slots unless the loader says otherwise: 2 KiB each per CPU.
@@ -42,26 +43,20 @@ static SYSCALL_SETTINGS: Array<SyscallSettings> = Array::with_max_entries(1, 0);
 
 /// What the agent set.
 #[inline(always)]
-pub(super) fn settings() -> SyscallSettings {
-    SYSCALL_SETTINGS.get(0).copied().unwrap_or(SyscallSettings {
-        generation: 0,
-        sample_every: 0,
-        execve: 0,
-        reserved: 0,
-    })
+pub(super) fn settings() -> Option<&'static SyscallSettings> {
+    SYSCALL_SETTINGS.get(0)
 }
 
-/// Counts a call of `cgroup_id`; gives what this CPU remembers of that cgroup.
+/// Counts a call; gives what this CPU remembers of the caller's cgroup.
 #[inline(always)]
-pub(super) fn count(cgroup_id: u64, number: u32) -> Option<&'static mut Current> {
+pub(super) fn count(cgroup: Cgroup, number: u32, generation: u32) -> Option<&'static mut Current> {
     // SAFETY: this CPU's value of a live map, used by one run of the program at a time.
     let current = SYSCALL_CURRENT.get_ptr_mut(0).map(|current| unsafe { &mut *current })?;
-    let generation = settings().generation;
-    if current.cgroup_id != cgroup_id || current.generation != generation {
-        look_up(current, cgroup_id, generation);
+    if current.key != cgroup.key || current.generation != generation {
+        look_up(current, cgroup.key, cgroup.id(), generation);
     }
     if current.slot == NO_SLOT {
-        count_unslotted(cgroup_id, number);
+        count_unslotted(current.cgroup_id, number);
     } else {
         count_in(current.slot, number);
     }
@@ -69,7 +64,8 @@ pub(super) fn count(cgroup_id: u64, number: u32) -> Option<&'static mut Current>
 }
 
 #[inline(never)]
-fn look_up(current: &mut Current, cgroup_id: u64, generation: u32) {
+fn look_up(current: &mut Current, key: u64, cgroup_id: u64, generation: u32) {
+    current.key = key;
     current.cgroup_id = cgroup_id;
     current.generation = generation;
     // SAFETY: the agent replaces values and does not change them.

@@ -15,7 +15,7 @@ use orb8_common::{
 };
 
 use super::{
-    Ending, cgroup_id, event,
+    Ending, cgroup_id, count, event,
     event::{End, told},
     number,
 };
@@ -90,7 +90,7 @@ pub(crate) fn end<E: Ending>(ending: &E) {
         None if errno == 0 => return,
         None => (cgroup_id(), number(ending.number(), ending.is_compat()), None),
     };
-    let told = told(number);
+    let Some(told) = count::settings().map(|settings| told(settings, number)) else { return };
     if told & told::NO_RESULT != 0 {
         return;
     }

@@ -18,13 +18,13 @@ use aya_ebpf::{
 use orb8_common::{
     drops::Drop,
     syscall::{
-        Current, NUMBERS, SyscallEvent, TEXT_SIZE,
+        Current, NUMBERS, SyscallEvent, SyscallSettings, TEXT_SIZE,
         event_flags::{CUT, ENDED, STARTED, UNBEGUN, UNREAD},
         text, told,
     },
 };
 
-use super::{Call, Ending, count};
+use super::{Call, Ending};
 use crate::{
     emit,
     filter::{self, Whose},
@@ -35,9 +35,6 @@ use crate::{
 const RING_SIZE: u32 = 512 << 10;
 #[map]
 static SYSCALL_EVENTS: RingBuf = RingBuf::with_byte_size(RING_SIZE, 0);
-/// Which calls are told, by number; see [`told`]. Written by the agent.
-#[map]
-static SYSCALL_TOLD: Array<u32> = Array::with_max_entries(NUMBERS as u32, 0);
 /// Which text a call's arguments point to, by number: a [`text`] and the argument. Written by the
 /// agent, which knows the numbers.
 #[map]
@@ -71,16 +68,23 @@ static SYSCALL_DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(3, 0);
 
 /// What to do with a call: a word of [`told`].
 #[inline(always)]
-pub(super) fn told(number: u32) -> u32 {
-    SYSCALL_TOLD.get(number).copied().unwrap_or(told::NEVER)
+pub(super) fn told(settings: &SyscallSettings, number: u32) -> u32 {
+    settings.told[number as usize & (NUMBERS - 1)]
 }
 
 /// Tells of a call, if somebody wants that.
 #[inline(always)]
-pub(super) fn tell<C: Call>(call: &C, cgroup_id: u64, number: u32, how: u32, current: &mut Current) {
+pub(super) fn tell<C: Call>(
+    call: &C,
+    number: u32,
+    how: u32,
+    settings: &SyscallSettings,
+    current: &mut Current,
+) {
+    let cgroup_id = current.cgroup_id;
     let mut weight = 1;
     if how == told::SAMPLED {
-        let Some(of_so_many) = sampled(current) else { return };
+        let Some(of_so_many) = sampled(settings.sample_every, current) else { return };
         weight = of_so_many;
     }
     if how != told::ALWAYS && !filter::wants(|| Whose::Cgroup(cgroup_id)) {
@@ -125,8 +129,7 @@ pub(super) fn tell_end<E: Ending>(ending: &E, cgroup_id: u64, number: u32, end: 
 
 /// Whether this is the one that is told, and of how many.
 #[inline(always)]
-fn sampled(current: &mut Current) -> Option<u32> {
-    let every = count::settings().sample_every;
+fn sampled(every: u32, current: &mut Current) -> Option<u32> {
     if every == 0 {
         return None;
     }

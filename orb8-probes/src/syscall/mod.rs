@@ -23,22 +23,24 @@ use crate::filter::{self, Whose};
 /// A call begins.
 #[inline(always)]
 pub(crate) fn enter<C: Call>(call: &C) {
-    let (cgroup_id, number) = call.caller();
-    let Some(current) = count::count(cgroup_id, number) else { return };
-    let how = event::told(number) & told::HOW;
+    let Some(settings) = count::settings() else { return };
+    let (cgroup, number) = call.caller();
+    let Some(current) = count::count(cgroup, number, settings.generation) else { return };
+    let how = event::told(settings, number) & told::HOW;
     if how != told::NEVER {
-        event::tell(call, cgroup_id, number, how, current);
+        event::tell(call, number, how, settings, current);
     }
     if end::are_watched() {
-        end::begin(cgroup_id, number);
+        end::begin(current.cgroup_id, number);
     }
 }
 
 /// A program has been started by this thread.
 #[inline(always)]
 pub(crate) fn started(ctx: &RawTracePointContext) {
-    let execve = count::settings().execve;
-    let how = event::told(execve) & told::HOW;
+    let Some(settings) = count::settings() else { return };
+    let execve = settings.execve;
+    let how = event::told(settings, execve) & told::HOW;
     let cgroup_id = cgroup_id();
     if how == told::ALWAYS || how == told::LISTENED && filter::wants(|| Whose::Cgroup(cgroup_id)) {
         event::tell_started(ctx, cgroup_id, execve);

@@ -9,6 +9,9 @@ static TASK_STRUCT_CGROUPS: u32 = 0;
 /// `struct css_set` to its `struct cgroup *dfl_cgrp`, which is in the version 2 hierarchy.
 #[unsafe(no_mangle)]
 static CSS_SET_DFL_CGRP: u32 = 0;
+/// `struct cgroup`, which begins with its `struct cgroup_subsys_state self`, to `u64 serial_nr`.
+#[unsafe(no_mangle)]
+static CGROUP_SUBSYS_STATE_SERIAL_NR: u32 = 0;
 /// `struct cgroup` to its `struct kernfs_node *kn`.
 #[unsafe(no_mangle)]
 static CGROUP_KN: u32 = 0;
@@ -28,34 +31,61 @@ impl Task {
         Self(unsafe { bpf_get_current_task_btf() }.cast())
     }
 
-    /// What `bpf_get_current_cgroup_id` gives, without the call: that and what it calls in turn cost
-    /// half as much as all the rest of counting.
+    /// Its cgroup, without `bpf_get_current_cgroup_id`: that and what it calls in turn cost half as
+    /// much as all the rest of counting.
     #[inline(always)]
-    pub(crate) fn cgroup_id(self) -> u64 {
+    pub(crate) fn cgroup(self) -> Cgroup {
         let (cgroups, cgroup) = (offset(&TASK_STRUCT_CGROUPS), offset(&CSS_SET_DFL_CGRP));
+        let serial = offset(&CGROUP_SUBSYS_STATE_SERIAL_NR);
         let (node, id) = (offset(&CGROUP_KN), offset(&KERNFS_NODE_ID));
-        if cgroups == 0 || cgroup == 0 || node == 0 || id == 0 {
-            return cgroup_id();
+        if cgroups == 0 || cgroup == 0 || serial == 0 || node == 0 || id == 0 {
+            return Cgroup::of_id(cgroup_id());
         }
         let set = Self(self.member(cgroups));
         if set.0.is_null() {
-            return 0;
+            return Cgroup::of_id(0);
         }
-        let group = Self(set.member(cgroup));
-        if group.0.is_null() {
-            return 0;
+        let cgroup = Self(set.member(cgroup));
+        if cgroup.0.is_null() {
+            return Cgroup::of_id(0);
         }
-        let node = Self(group.member(node));
-        if node.0.is_null() {
-            return 0;
-        }
-        node.member(id)
+        Cgroup { key: cgroup.member(serial), cgroup }
     }
 
     #[inline(always)]
     pub(super) fn member<T: Copy>(self, offset: usize) -> T {
         // SAFETY: the verifier knows the structure and allows its members.
         unsafe { *self.0.add(offset).cast::<T>() }
+    }
+}
+
+/// A cgroup of the version 2 hierarchy.
+#[derive(Clone, Copy)]
+pub(crate) struct Cgroup {
+    /// Names it, and no other one before or after it: its serial number, which the kernel gives once,
+    /// or its id. Of one kernel it is always the same of the two.
+    pub(crate) key: u64,
+    /// Its `struct cgroup`; null where the key is the id.
+    cgroup: Task,
+}
+
+impl Cgroup {
+    #[inline(always)]
+    pub(super) const fn of_id(id: u64) -> Self {
+        Self { key: id, cgroup: Task(core::ptr::null()) }
+    }
+
+    /// Its id: two more steps in memory than its serial number.
+    #[inline(always)]
+    pub(crate) fn id(self) -> u64 {
+        if self.cgroup.0.is_null() {
+            return self.key;
+        }
+        let node = Task(self.cgroup.member(offset(&CGROUP_KN)));
+        if node.0.is_null() {
+            return 0;
+        }
+        node.member(offset(&KERNFS_NODE_ID))
     }
 }
 

@@ -12,7 +12,7 @@ use orb8_common::{
     drops::Drop,
     syscall::{
         Begun, CallOutcomes, ErrorKey, NUMBERS, OutcomeKey, SyscallEvent, SyscallSettings, TextOf,
-        UnslottedKey, event_flags::STARTED,
+        UnslottedKey, event_flags::STARTED, told,
     },
 };
 use rustix::thread::{MembarrierCommand, membarrier};
@@ -46,6 +46,7 @@ pub(crate) struct Probe {
     ring: RingBuf<MapData>,
     generation: u32,
     every: u32,
+    told: [u32; NUMBERS],
 }
 
 #[derive(Debug)]
@@ -98,7 +99,7 @@ impl Probe {
         raw(&mut ebpf, "orb8_process_exec", "sched_process_exec");
         attach(&mut ebpf, options.how, "enter");
         let ring = ebpf.take_map("SYSCALL_EVENTS").unwrap().try_into().unwrap();
-        Self { ebpf, ring, generation: 0, every: 0 }
+        Self { ebpf, ring, generation: 0, every: 0, told: [told::NEVER; NUMBERS] }
     }
 
     /// No call is seen from here on; what was counted stays.
@@ -117,10 +118,15 @@ impl Probe {
 
     pub(crate) fn set(&mut self, generation: u32, every: u32) {
         (self.generation, self.every) = (generation, every);
-        let mut settings: Array<_, [u8; 16]> =
+        let mut settings: Array<_, [u8; size_of::<SyscallSettings>()]> =
             self.ebpf.map_mut("SYSCALL_SETTINGS").unwrap().try_into().unwrap();
-        let value =
-            SyscallSettings { generation, sample_every: every, execve: EXECVE, reserved: 0 };
+        let value = SyscallSettings {
+            generation,
+            sample_every: every,
+            execve: EXECVE,
+            reserved: 0,
+            told: self.told,
+        };
         settings.set(0, bytes(&value), 0).unwrap();
     }
 
@@ -144,13 +150,11 @@ impl Probe {
     }
 
     pub(crate) fn tell(&mut self, number: u32, how: u32, text: TextOf) {
+        self.told[number as usize] = how;
         self.set(self.generation, self.every);
         let mut texts: Array<_, [u8; 8]> =
             self.ebpf.map_mut("SYSCALL_TEXTS").unwrap().try_into().unwrap();
         texts.set(number, bytes(&text), 0).unwrap();
-        let mut told: Array<_, u32> =
-            self.ebpf.map_mut("SYSCALL_TOLD").unwrap().try_into().unwrap();
-        told.set(number, how, 0).unwrap();
     }
 
     /// Calls of a slot by number, over all CPUs.

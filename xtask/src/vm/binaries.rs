@@ -25,7 +25,7 @@ pub(super) struct Binaries {
 }
 
 /// Test targets of [`PACKAGES`], each with its arguments, in the order in which they run.
-const TESTS: [(&str, &[&str]); 3] = [
+const TESTS: [(&str, &[&str]); 4] = [
     // The real object, verified by the kernel, and one helper of it after the other. Not the four
     // properties that want thousands of packets: emulated, they take longer than all the rest, and
     // what they are about is not what differs from kernel to kernel.
@@ -44,6 +44,8 @@ const TESTS: [(&str, &[&str]); 3] = [
     ),
     // Real pods with real traffic: attached at TCX or clsact, harvested, compared with the kernel.
     ("exact", &[]),
+    // The probe of system calls, by every kind of program.
+    ("system_calls", &[]),
     // Cgroups as this kernel tells of them.
     ("births", &[]),
 ];

@@ -109,7 +109,7 @@ impl Task {
                 .filter_map(|(id, request)| Some((id, Listener::parse(&request).ok()?)));
             self.listeners = wanted.collect();
         }
-        self.telling.update(self.listeners.values())?;
+        self.probe.tell(self.telling.told(self.listeners.values()))?;
         let facts = Facts {
             interest: self.context.live.interest(NAME),
             cgroups: *self.cgroup_changes.borrow(),

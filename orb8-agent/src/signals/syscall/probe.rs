@@ -4,7 +4,7 @@ use std::io;
 
 use orb8_common::{
     drops::Drop,
-    syscall::{SyscallCounts, SyscallSettings, UnslottedKey},
+    syscall::{NUMBERS, SyscallCounts, SyscallSettings, UnslottedKey, told},
 };
 use orb8_proto::MapStatus;
 
@@ -42,7 +42,7 @@ pub(super) struct Probe {
     unslotted: RawMap,
     settings: RawMap,
     drops: RawMap,
-    written: SyscallSettings,
+    written: Box<SyscallSettings>,
     /// What does not work, and why.
     pub(super) missing: Option<String>,
 }
@@ -73,12 +73,13 @@ impl Probe {
         let (counts, slots) = (map("SYSCALL_COUNTS")?, map("SYSCALL_SLOTS")?);
         let (unslotted, settings) = (map("SYSCALL_UNSLOTTED")?, map("SYSCALL_SETTINGS")?);
         let drops = map("DROPS")?;
-        let written = SyscallSettings {
+        let written = Box::new(SyscallSettings {
             generation: 1,
             sample_every: config.syscall_sample,
             execve: names::number("execve").unwrap_or_default(),
             reserved: 0,
-        };
+            told: [told::NEVER; NUMBERS],
+        });
         let object = Some(object);
         let probe = Self {
             object,
@@ -93,7 +94,7 @@ impl Probe {
             missing,
         };
         let failed = |error| LoadError::MapIo { name: "SYSCALL_SETTINGS".into(), error };
-        probe.settings.set(&0_u32, &probe.written).map_err(failed)?;
+        probe.settings.set(&0_u32, &*probe.written).map_err(failed)?;
         Ok(probe)
     }
 
@@ -137,6 +138,15 @@ impl Probe {
         self.slots.set(&cgroup_id, &slot)
     }
 
+    /// Has calls told so from now on, by number.
+    pub(super) fn tell(&mut self, told: [u32; NUMBERS]) -> io::Result<()> {
+        if self.written.told != told {
+            self.written.told = told;
+            self.settings.set(&0_u32, &*self.written)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn take_slot_back(&self, cgroup_id: u64) -> io::Result<()> {
         self.slots.remove(&cgroup_id)
     }
@@ -144,7 +154,7 @@ impl Probe {
     /// Has every CPU look up its cgroup's slot again.
     pub(super) fn slots_changed(&mut self) -> io::Result<()> {
         self.written.generation = self.written.generation.wrapping_add(1);
-        self.settings.set(&0_u32, &self.written)
+        self.settings.set(&0_u32, &*self.written)
     }
 
     /// Reads the counters of a slot by number, over all CPUs.

@@ -1,6 +1,6 @@
 //! Which calls become events, and what their arguments point to.
 
-use std::{io, sync::LazyLock};
+use std::sync::LazyLock;
 
 use orb8_common::syscall::{NUMBERS, SyscallEvent, TextOf, event_flags::ENDED, text, told};
 use orb8_proto::StreamRequest;
@@ -8,7 +8,7 @@ use orb8_proto::StreamRequest;
 use super::names;
 use crate::{
     config::Config,
-    probe_loader::{LoadError, Object, RawMap},
+    probe_loader::{LoadError, Object},
 };
 
 /// Calls that are told even if nobody listens, where the configuration does not say: with them a
@@ -169,10 +169,8 @@ impl Listener {
 
 /// The probe's end of it.
 pub(super) struct Telling {
-    told: RawMap,
     /// Whether the probe watches the ends of calls.
     ends: bool,
-    written: Box<[u32; NUMBERS]>,
     pub(super) sensitive: Vec<u32>,
     /// Told, each, whether somebody listens or not: those, and programs that are started, because
     /// they are the evidence of whatever departs from normal.
@@ -180,7 +178,7 @@ pub(super) struct Telling {
 }
 
 impl Telling {
-    /// Writes what arguments point to. Until the first [`Self::update`] nothing is told.
+    /// Writes what arguments point to.
     pub(super) fn of(object: &mut Object, config: &Config) -> Result<Self, LoadError> {
         let texts = object.map("SYSCALL_TEXTS")?;
         let failed = |error| LoadError::MapIo { name: "SYSCALL_TEXTS".into(), error };
@@ -191,33 +189,24 @@ impl Telling {
                 }
             }
         }
-        let told = object.map("SYSCALL_TOLD")?;
-        let written = Box::new([told::NEVER; NUMBERS]);
         let sensitive: Vec<u32> =
             config.sensitive.iter().filter_map(|name| names::number(name)).collect();
         let started = ["execve", "execveat"].into_iter().filter_map(names::number);
         let always = sensitive.iter().copied().chain(started).collect();
-        Ok(Self { told, ends: config.syscall_latency, written, sensitive, always })
+        Ok(Self { ends: config.syscall_latency, sensitive, always })
     }
 
-    /// Tells the probe what all listeners together want, besides what is told anyhow.
-    pub(super) fn update<'a>(
-        &mut self,
+    /// What is to be told for all listeners together, besides what is told anyhow.
+    pub(super) fn told<'a>(
+        &self,
         listeners: impl Iterator<Item = &'a Listener> + Clone,
-    ) -> io::Result<()> {
+    ) -> [u32; NUMBERS] {
         let begin = listeners.clone().filter(|listener| !listener.failed);
         let mut now = what(begin.map(|listener| &listener.calls), &self.always);
         if self.ends {
             add_ends(&mut now, listeners.filter(|l| l.failed).map(|l| &l.calls));
         }
-        for (number, how) in (0..).zip(now) {
-            let written = &mut self.written[number as usize % NUMBERS];
-            if *written != how {
-                self.told.set::<u32, u32>(&number, &how)?;
-                *written = how;
-            }
-        }
-        Ok(())
+        now
     }
 }
 

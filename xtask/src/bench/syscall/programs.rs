@@ -49,6 +49,18 @@ impl Attached {
     }
 }
 
+/// Has the call that is measured told so.
+fn tell(ebpf: &mut Ebpf, how: u32) -> Result<()> {
+    let mut told = [told::NEVER; NUMBERS];
+    told[GETPPID as usize] = how;
+    let settings =
+        SyscallSettings { generation: 1, sample_every: 100, execve: 0, reserved: 0, told };
+    let bytes: [u8; size_of::<SyscallSettings>()] =
+        settings.as_bytes().try_into().context("settings of another size")?;
+    let map = ebpf.map_mut("SYSCALL_SETTINGS").context("no map SYSCALL_SETTINGS")?;
+    Ok(Array::<_, [u8; size_of::<SyscallSettings>()]>::try_from(map)?.set(0, bytes, 0)?)
+}
+
 impl Programs {
     /// Loads everything; these cgroups are given slots.
     pub(super) fn load(cgroups: &[u64]) -> Result<Self> {
@@ -59,12 +71,7 @@ impl Programs {
             for (slot, cgroup) in (1..).zip(cgroups) {
                 slots.insert(cgroup, slot, 0)?;
             }
-            let settings = ebpf.map_mut("SYSCALL_SETTINGS").context("no map SYSCALL_SETTINGS")?;
-            let value =
-                SyscallSettings { generation: 1, sample_every: 100, execve: 0, reserved: 0 };
-            let bytes: [u8; size_of::<SyscallSettings>()] =
-                value.as_bytes().try_into().context("settings of another size")?;
-            Array::<_, [u8; size_of::<SyscallSettings>()]>::try_from(settings)?.set(0, bytes, 0)?;
+            tell(ebpf, told::NEVER)?;
             // Nobody listens.
             let listeners = ebpf.map_mut("SETTINGS").context("no map SETTINGS")?;
             Array::<_, u32>::try_from(listeners)?.set(0, orb8_common::pods::events::NONE, 0)?;
@@ -81,8 +88,7 @@ impl Programs {
         };
         let how = if subject == Subject::Sampled { told::SAMPLED } else { told::NEVER };
         let ebpf = self.of(subject);
-        let map = ebpf.map_mut("SYSCALL_TOLD").context("no map SYSCALL_TOLD")?;
-        Array::<_, u32>::try_from(map)?.set(GETPPID, how, 0)?;
+        tell(ebpf, how)?;
         let mut exit = None;
         if subject == Subject::Ends {
             let program: &mut RawTracePoint = program(ebpf, "orb8_process_exit")?.try_into()?;
