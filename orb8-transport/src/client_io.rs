@@ -71,16 +71,64 @@ impl Asked {
 }
 
 enum Io {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Carrier),
+    Tls(Box<TlsStream<Carrier>>),
+}
+
+/// What bytes go over.
+pub(crate) enum Carrier {
+    Tcp(TcpStream),
+    Other(Box<dyn Duplex>),
+}
+
+/// Bytes in both directions.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+impl Carrier {
+    fn io(&mut self) -> Pin<&mut dyn Duplex> {
+        match self {
+            Self::Tcp(io) => Pin::new(io),
+            Self::Other(io) => Pin::new(&mut **io),
+        }
+    }
+}
+
+impl AsyncRead for Carrier {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.io().poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Carrier {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.io().poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_shutdown(cx)
+    }
 }
 
 impl ClientIo {
-    pub(crate) const fn plain(tcp: TcpStream) -> Self {
-        Self::new(Io::Plain(tcp))
+    pub(crate) const fn plain(carrier: Carrier) -> Self {
+        Self::new(Io::Plain(carrier))
     }
 
-    pub(crate) const fn tls(tls: Box<TlsStream<TcpStream>>) -> Self {
+    pub(crate) const fn tls(tls: Box<TlsStream<Carrier>>) -> Self {
         Self::new(Io::Tls(tls))
     }
 

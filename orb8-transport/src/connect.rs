@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -9,6 +10,7 @@ use std::{
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpStream, lookup_host},
     time::{Instant, timeout, timeout_at},
 };
@@ -17,7 +19,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::{
     address::{Address, Scheme},
-    client_io::ClientIo,
+    client_io::{Carrier, ClientIo},
     client_tls::ClientTls,
     connect_error::ConnectError,
     limits::Limits,
@@ -100,6 +102,33 @@ impl Connector {
     /// When there is no connection.
     pub async fn connect(&self, address: &Address) -> Result<Channel, ConnectError> {
         let (endpoint, way) = self.way(address)?;
+        Self::first(endpoint, way).await
+    }
+
+    /// Like [`Connector::connect`], over what `dial` opens instead of TCP, such as a port that is
+    /// forwarded. `address` is whom its other end is taken for: TLS looks for its host in the
+    /// certificate, and messages name it.
+    ///
+    /// # Errors
+    /// When there is no connection.
+    pub async fn connect_over<F, S>(
+        &self,
+        address: &Address,
+        dial: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Result<Channel, ConnectError>
+    where
+        F: Future<Output = io::Result<S>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (endpoint, mut way) = self.way(address)?;
+        way.dial = Some(Arc::new(move || {
+            let opening = dial();
+            Box::pin(async move { Ok(Carrier::Other(Box::new(opening.await?))) })
+        }));
+        Self::first(endpoint, way).await
+    }
+
+    async fn first(endpoint: Endpoint, way: Way) -> Result<Channel, ConnectError> {
         // The first connection is made here, for its error to keep its type. HTTP/2 begins on it
         // with the first request, which is then told why a server closes: one that came after the
         // connection's end would only hear that it has ended.
@@ -123,10 +152,14 @@ impl Connector {
         let scheme = if tls.is_some() { "https" } else { "http" };
         let endpoint = Endpoint::from_shared(format!("{scheme}://{}", address.authority()))
             .map_err(|error| ConnectError::Options(format!("{address}: {error}")))?;
-        let way = Way { address: address.clone(), tls, time: self.limits.connect_time };
+        let way = Way { address: address.clone(), tls, time: self.limits.connect_time, dial: None };
         Ok((self.limits.endpoint(endpoint), way))
     }
 }
+
+/// Opens what a connection goes over.
+type Dial =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Carrier>> + Send>> + Send + Sync>;
 
 /// Everything that one connection takes.
 #[derive(Clone)]
@@ -134,16 +167,23 @@ struct Way {
     address: Address,
     tls: Option<ClientTls>,
     time: Duration,
+    /// In the place of TCP.
+    dial: Option<Dial>,
 }
 
 impl Way {
     async fn go(self) -> Result<TokioIo<ClientIo>, ConnectError> {
         let deadline = Instant::now() + self.time;
         let steps = async {
-            let tcp = self.tcp(deadline).await?;
+            let carrier = match &self.dial {
+                None => Carrier::Tcp(self.tcp(deadline).await?),
+                Some(dial) => dial()
+                    .await
+                    .map_err(|error| ConnectError::tcp(self.address.authority(), error))?,
+            };
             let io = match &self.tls {
-                None => ClientIo::plain(tcp),
-                Some(tls) => ClientIo::tls(self.encrypt(tls, tcp).await?),
+                None => ClientIo::plain(carrier),
+                Some(tls) => ClientIo::tls(self.encrypt(tls, carrier).await?),
             };
             Ok(TokioIo::new(io))
         };
@@ -153,8 +193,8 @@ impl Way {
     async fn encrypt(
         &self,
         tls: &ClientTls,
-        tcp: TcpStream,
-    ) -> Result<Box<tokio_rustls::client::TlsStream<TcpStream>>, ConnectError> {
+        carrier: Carrier,
+    ) -> Result<Box<tokio_rustls::client::TlsStream<Carrier>>, ConnectError> {
         let address = self.address.authority();
         let name = match tls.server_name() {
             Some(name) => name.clone(),
@@ -164,7 +204,7 @@ impl Way {
             })?,
         };
         let connector = TlsConnector::from(tls.config().await);
-        let stream = connector.connect(name.clone(), tcp).await.map_err(|error| {
+        let stream = connector.connect(name.clone(), carrier).await.map_err(|error| {
             ConnectError::handshake(address, &name.to_str(), tls.trusted(), &error)
         })?;
         if stream.get_ref().1.alpn_protocol() != Some(crate::ALPN) {
