@@ -1,20 +1,22 @@
-//! The connection to an agent, wherever it runs. Commands do not see the difference.
+//! The connection to a server or an agent, wherever it runs. Commands do not see the difference.
 
 use std::{future::Future, time::Duration};
 
 use anyhow::{Context, anyhow};
 use orb8_proto::orbit_service_client::OrbitServiceClient;
-use orb8_transport::{Address, BearerToken, ClientArgs, Limits, Scheme, broken_by};
+use orb8_transport::{Address, BearerToken, ClientArgs, Connector, Limits, Scheme};
 use tokio::time::timeout;
-use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
+use tonic::{Request, Status, service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{
     args::Cli,
+    cluster::ClusterServer,
     exit::Failure,
     interrupt::{self, Interrupt},
     notes::Notes,
+    peer::Peer,
     standalone::{LocalAgent, Purpose, Setup},
-    target::{SERVER_ENV, Target},
+    target::{Need, Needs, SERVER_ENV, Target},
 };
 
 /// For the answer to one question, and for the start of a stream.
@@ -23,6 +25,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// For an agent of our own to end in an orderly way.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// For the API server to find a pod and open its port.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What speaks to an agent or server, with a token where there is one.
 pub(crate) type Client = OrbitServiceClient<InterceptedService<Channel, BearerToken>>;
@@ -32,27 +36,36 @@ pub(crate) struct Session {
     pub client: Client,
     pub interrupt: Interrupt,
     local: Option<LocalAgent>,
-    /// How to call the other side in messages.
-    pub peer: String,
+    pub peer: Peer,
 }
 
 impl Session {
-    /// Finds out whom to talk to. Nothing is started yet.
+    /// Finds out whom to talk to. Nothing is started yet. `needs`: options of the command that only
+    /// one of the modes has, beside those that set up an agent.
     ///
     /// # Errors
-    /// When the options contradict each other.
-    pub(crate) fn target(cli: &Cli, agent: &dyn Setup) -> Result<Target, Failure> {
+    /// When the options contradict each other, or there is no server where one is needed.
+    pub(crate) async fn target(
+        cli: &Cli,
+        agent: &dyn Setup,
+        needs: Needs,
+    ) -> Result<Target, Failure> {
+        let setup = agent.standalone_only().map(|option| Need {
+            option,
+            does: "sets up the agent of standalone mode; one that runs has its own settings",
+        });
+        let needs = Needs { standalone: setup.or(needs.standalone), ..needs };
+        Self::target_of(cli, needs).await
+    }
+
+    /// The same for a command that has no agent of its own.
+    ///
+    /// # Errors
+    /// As [`Session::target`].
+    pub(crate) async fn target_of(cli: &Cli, needs: Needs) -> Result<Target, Failure> {
         let environment = std::env::var(SERVER_ENV).ok();
-        let target =
-            Target::resolve(cli.global.mode, cli.global.server.as_ref(), environment.as_deref())
-                .map_err(Failure::Usage)?;
-        match (&target, agent.standalone_only()) {
-            (Target::Server { address, .. }, Some(option)) => Err(Failure::Usage(format!(
-                "{option} sets up the agent of standalone mode; the agent at {address} has its own \
-                 settings"
-            ))),
-            _ => Ok(target),
-        }
+        let (server, context) = (cli.global.server.as_ref(), cli.global.context.as_deref());
+        Target::resolve(cli.global.mode, server, environment.as_deref(), context, needs).await
     }
 
     /// Connects, or starts an agent of our own.
@@ -74,6 +87,10 @@ impl Session {
                     let (channel, token) = connect(address, connection).await?;
                     (channel, token, None)
                 }
+                Target::Cluster(server) => {
+                    let (channel, token) = forward(server, connection).await?;
+                    (channel, token, None)
+                }
                 Target::Standalone { .. } => {
                     let (local, channel) = LocalAgent::start(agent, purpose, notes).await?;
                     (channel, BearerToken::none(), Some(local))
@@ -81,16 +98,19 @@ impl Session {
             };
             Ok::<_, Failure>(opened)
         };
-        let peer = match target {
-            Target::Server { address, .. } => format!("the agent at {address}"),
+        let name = match target {
+            Target::Server { address, .. } => address.to_string(),
+            Target::Cluster(server) => server.name(),
             Target::Standalone { .. } => String::from("the agent in this process"),
         };
         let (channel, token, local) = tokio::select! {
             opened = opening => opened?,
             () = interrupt.requested() => {
-                return Err(anyhow!("interrupted before the agent was ready").into());
+                return Err(anyhow!("interrupted before {name} was ready").into());
             }
         };
+        let by_forward = matches!(target, Target::Cluster(_));
+        let peer = Peer { name, by_forward, has_token: token.is_some() };
         let client = OrbitServiceClient::with_interceptor(channel, token)
             .max_decoding_message_size(limits().answer_bytes);
         Ok(Session { client, interrupt, local, peer })
@@ -132,47 +152,65 @@ async fn connect(
     address: &Address,
     connection: &ClientArgs,
 ) -> Result<(Channel, BearerToken), Failure> {
-    let usage = |error: &dyn std::error::Error| Failure::Usage(error.to_string());
     let https = address.scheme() == Some(Scheme::Https);
-    let connector = connection.connector(https, limits()).map_err(|error| usage(&error))?;
-    let token = connection.token().map_err(|error| usage(&error))?;
+    let connector = connection.connector(https, limits()).map_err(usage)?;
+    let token = connection.token().map_err(usage)?;
     if token.is_some() {
-        connector.may_send_secrets(address).map_err(|error| usage(&error))?;
+        connector.may_send_secrets(address).map_err(usage)?;
     }
     let channel = connector.connect(address).await;
-    let channel = channel.with_context(|| format!("cannot reach an agent at {address}"))?;
+    let channel = channel.with_context(|| format!("cannot reach {address}"))?;
     Ok((channel, token))
+}
+
+/// Through the API server, which encrypts: a token may go that way whatever is spoken inside.
+async fn forward(
+    server: &ClusterServer,
+    connection: &ClientArgs,
+) -> Result<(Channel, BearerToken), Failure> {
+    let limits = Limits { connect_time: FORWARD_TIMEOUT, ..limits() };
+    let connector: Connector = connection.connector(false, limits).map_err(usage)?;
+    let given = connection.token().map_err(usage)?;
+    let token = if given.is_some() { given } else { server.token().clone() };
+    let channel = server.connect(&connector).await;
+    let channel = channel.with_context(|| format!("cannot reach {}", server.name()))?;
+    Ok((channel, token))
+}
+
+fn usage(error: impl std::error::Error) -> Failure {
+    Failure::Usage(error.to_string())
+}
+
+/// A question, with how long its answer is waited for: a server tells by then what it has.
+pub(crate) fn question<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(ANSWER_TIMEOUT);
+    request
 }
 
 /// Waits for an answer, but not for ever.
 ///
 /// # Errors
-/// [`Failure::NoAnswer`] when the time is over, else what the agent said.
+/// [`Failure::NoAnswer`] when the time is over, else what the other side said.
 pub(crate) async fn answer<T>(
-    peer: &str,
+    peer: &Peer,
     call: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, Failure> {
     match timeout(ANSWER_TIMEOUT, call).await {
         Ok(Ok(response)) => Ok(response),
-        Ok(Err(status)) => Err(anyhow!(status_text(peer, &status)).into()),
-        Err(_) => Err(Failure::NoAnswer(format!(
-            "{peer} did not answer within {} s",
-            ANSWER_TIMEOUT.as_secs()
-        ))),
+        Ok(Err(status)) if status.code() == tonic::Code::Cancelled && is_late(&status) => {
+            Err(late(peer))
+        }
+        Ok(Err(status)) => Err(anyhow!(peer.text(&status)).into()),
+        Err(_) => Err(late(peer)),
     }
 }
 
-/// What an agent said, for people. Not escaped yet: that is done where it is printed.
-pub(crate) fn status_text(peer: &str, status: &Status) -> String {
-    match status.code() {
-        // The agent's own words about the request, which say what is wrong or list candidates.
-        Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => {
-            status.message().to_owned()
-        }
-        Code::Unimplemented => format!("{peer} is too old for this: it does not know the request"),
-        code => {
-            let broken = broken_by(status);
-            format!("{peer}: {} ({code:?})", broken.as_deref().unwrap_or(status.message()))
-        }
-    }
+/// What tonic makes of the time of a [`question`], which may be over a moment before ours.
+fn is_late(status: &Status) -> bool {
+    status.message() == "Timeout expired"
+}
+
+fn late(peer: &Peer) -> Failure {
+    Failure::NoAnswer(format!("{peer} did not answer within {} s", ANSWER_TIMEOUT.as_secs()))
 }

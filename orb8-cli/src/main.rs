@@ -1,14 +1,18 @@
 //! The binary `orb8`: parse, run one command, leave with the exit code that says how it went.
 
+mod answers;
 mod args;
 mod caps;
 mod client;
+mod cluster;
 mod commands;
 mod exit;
+mod history;
 mod interrupt;
 mod node_notes;
 mod notes;
 mod output;
+mod peer;
 mod seccomp;
 mod standalone;
 mod summary;

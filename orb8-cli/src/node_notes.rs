@@ -28,6 +28,11 @@ impl NodeNotes {
         NodeNotes { only, ..NodeNotes::default() }
     }
 
+    /// Of the same signal, for another node.
+    pub(crate) fn another(&self) -> Self {
+        NodeNotes { only: self.only, ..NodeNotes::default() }
+    }
+
     /// How many interfaces carry the probe, once the node has told.
     pub(crate) fn attached(&self) -> Option<usize> {
         self.told_first.then_some(self.attached.len())
@@ -36,8 +41,9 @@ impl NodeNotes {
     /// Takes in a status and returns what is new in it.
     pub(crate) fn update(&mut self, status: &NodeStatus) -> Vec<Note> {
         let mut notes = match self.only {
-            None => self.interfaces(&status.interfaces),
-            Some(_) => Vec::new(),
+            // A server does not pass on the interfaces of its nodes.
+            None if status.answer.is_none() => self.interfaces(&status.interfaces),
+            _ => Vec::new(),
         };
         notes.extend(self.warnings(&status.signals));
         if status.message != self.message {

@@ -18,6 +18,16 @@ pub(crate) enum Note {
     Warning(String),
 }
 
+impl Note {
+    /// The same, of one node of many.
+    pub(crate) fn of(self, node: &str) -> Self {
+        match self {
+            Note::Info(text) => Note::Info(format!("node {node}: {text}")),
+            Note::Warning(text) => Note::Warning(format!("node {node}: {text}")),
+        }
+    }
+}
+
 impl Notes {
     /// `quiet` leaves errors only; `color` allows ANSI colours.
     pub(crate) fn new(quiet: bool, color: bool) -> Self {

@@ -77,8 +77,8 @@ pub(crate) trait Setup {
 impl Setup for AgentArgs {
     fn standalone_only(&self) -> Option<&'static str> {
         given([
-            ("--pods", self.pods.is_some()),
-            ("--runtime", self.runtime.is_some()),
+            ("--pods", self.names.pods.is_some()),
+            ("--runtime", self.names.runtime.is_some()),
             ("--ring-buffer-size", self.ring_buffer_size.is_some()),
             ("--flow-table-size", self.flow_table_size.is_some()),
             ("--tc-attach", self.tc_attach.is_some()),
@@ -90,8 +90,8 @@ impl Setup for AgentArgs {
             interfaces: self.interface.clone(),
             ring_buffer_size: or_environment(&self.ring_buffer_size, "ORB8_RING_BUFFER_SIZE"),
             flow_table_size: or_environment(&self.flow_table_size, "ORB8_FLOW_TABLE_SIZE"),
-            pods: self.pods.clone(),
-            runtime: or_environment(&self.runtime, "ORB8_RUNTIME"),
+            pods: self.names.pods.clone(),
+            runtime: or_environment(&self.names.runtime, "ORB8_RUNTIME"),
             ..RawConfig::default()
         })?;
         config.tc_attach = match self.tc_attach {
@@ -110,8 +110,8 @@ impl Setup for AgentArgs {
 impl Setup for SyscallAgentArgs {
     fn standalone_only(&self) -> Option<&'static str> {
         given([
-            ("--pods", self.pods.is_some()),
-            ("--runtime", self.runtime.is_some()),
+            ("--pods", self.names.pods.is_some()),
+            ("--runtime", self.names.runtime.is_some()),
             ("--ring-buffer-size", self.ring_buffer_size.is_some()),
             ("--sample", self.sample.is_some()),
             ("--latency", self.latency),
@@ -128,8 +128,8 @@ impl Setup for SyscallAgentArgs {
             anomaly_window: or_environment(&None, "ORB8_ANOMALY_WINDOW"),
             anomaly_quiet: or_environment(&None, "ORB8_ANOMALY_QUIET"),
             state_dir: or_environment(&None, "ORB8_STATE_DIR").map(Into::into),
-            pods: self.pods.clone(),
-            runtime: or_environment(&self.runtime, "ORB8_RUNTIME"),
+            pods: self.names.pods.clone(),
+            runtime: or_environment(&self.names.runtime, "ORB8_RUNTIME"),
             ..RawConfig::default()
         })
     }

@@ -20,7 +20,7 @@ pub(crate) struct Summary {
 impl Summary {
     /// Whether the output holds everything that was asked for.
     pub(crate) fn complete(&self) -> bool {
-        self.answered == self.asked && self.lost == 0
+        self.asked > 0 && self.answered == self.asked && self.lost == 0
     }
 }
 
@@ -95,5 +95,6 @@ mod tests {
         assert!(whole.complete());
         assert!(!Summary { lost: 1, ..whole }.complete());
         assert!(!Summary { answered: 0, ..whole }.complete());
+        assert!(!Summary { asked: 0, answered: 0, ..whole }.complete(), "nobody was there to ask");
     }
 }

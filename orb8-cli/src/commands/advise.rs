@@ -5,15 +5,17 @@ use std::fs;
 use anyhow::Context as _;
 use orb8_proto::SyscallProfileQuery;
 
+use super::node_need;
 use crate::{
+    answers::{self, Answers},
     args::{AdviseSeccompArgs, Cli},
-    client::{Session, answer},
+    client::{Session, answer, question},
     exit::{Exit, Failure},
     notes::Notes,
     output::print_bytes,
     seccomp::{self, Advice},
     standalone::Purpose,
-    target::Target,
+    target::{Need, Needs},
 };
 
 pub(super) async fn seccomp(
@@ -21,13 +23,12 @@ pub(super) async fn seccomp(
     args: &AdviseSeccompArgs,
     notes: &Notes,
 ) -> Result<Exit, Failure> {
-    let target = Session::target(cli, &args.agent)?;
-    if let (Target::Server { .. }, Some(_)) = (&target, args.duration) {
-        return Err(Failure::Usage(
-            "--duration is the time to watch in standalone mode; an agent has watched already"
-                .into(),
-        ));
-    }
+    let duration = args.duration.map(|_| Need {
+        option: "--duration",
+        does: "is the time to watch in standalone mode; an agent that runs has watched already",
+    });
+    let needs = Needs { server: node_need(args.node.as_ref()), standalone: duration };
+    let target = Session::target(cli, &args.agent, needs).await?;
     let mut session =
         Session::open(&target, &cli.global.connection, &args.agent, Purpose::Watch, notes).await?;
     if session.is_local() {
@@ -44,14 +45,27 @@ pub(super) async fn seccomp(
         namespace: args.namespace.clone().unwrap_or_default(),
         pod_name: args.pod.clone(),
         container: args.container.clone().unwrap_or_default(),
-        ..SyscallProfileQuery::default()
+        node: args.node.clone().unwrap_or_default(),
     };
     let mut client = session.client.clone();
-    let call = async { Ok(client.get_syscall_profile(query).await?.into_inner()) };
-    let profiles = answer(&session.peer, call).await;
+    let call = async { Ok(client.get_syscall_profile(question(query)).await?.into_inner()) };
+    let response = answer(&session.peer, call).await;
     session.close(notes).await;
-    let advice = seccomp::advise(&profiles?.profiles, args.min_time).map_err(Failure::Usage)?;
-    conclude(&advice, args, notes)
+    let response = response?;
+    let answers = Answers::of_many_or_one(&response.nodes, &response.node);
+    let advice = seccomp::advise(&response.profiles, args.min_time);
+    if advice.is_err() {
+        // Whoever is missing may have it.
+        answers.tell(notes);
+    }
+    let mut advice = advice.map_err(Failure::Usage)?;
+    let missing = answers
+        .missing
+        .iter()
+        .map(|answer| format!("{}: containers there may call more", answers::text(answer)));
+    advice.doubts.extend(missing);
+    let exit = conclude(&advice, args, notes)?;
+    Ok(if answers.whole() { exit } else { Exit::Partial })
 }
 
 fn conclude(advice: &Advice, args: &AdviseSeccompArgs, notes: &Notes) -> Result<Exit, Failure> {

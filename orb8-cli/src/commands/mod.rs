@@ -2,7 +2,10 @@
 
 mod advise;
 mod completions;
+mod history;
+mod nodes;
 mod query;
+mod question;
 mod status;
 mod trace;
 
@@ -13,7 +16,7 @@ use crate::{
     exit::{Exit, Failure},
     notes::Notes,
     output::Look,
-    target::Target,
+    target::{Need, Target},
 };
 
 /// Runs the one that was asked for.
@@ -26,6 +29,7 @@ pub(crate) async fn run(cli: &Cli, notes: &Notes) -> Result<Exit, Failure> {
         Command::Query(Query::Syscalls(args)) => query::syscalls(cli, args, notes).await,
         Command::Query(Query::Anomalies(args)) => query::anomalies(cli, args, notes).await,
         Command::Advise(Advise::Seccomp(args)) => advise::seccomp(cli, args, notes).await,
+        Command::Nodes(args) => nodes::run(cli, args, notes).await,
         Command::Status(args) => status::run(cli, args, notes).await,
         Command::Completions { shell } => completions::script(*shell),
         Command::Man { dir } => completions::manual(dir.as_deref()),
@@ -45,8 +49,8 @@ fn look(cli: &Cli, records: &RecordArgs) -> Look {
 fn interface_filter(target: &Target, interfaces: &[String]) -> Result<String, Failure> {
     match (target, interfaces) {
         (Target::Standalone { .. }, _) | (_, []) => Ok(String::new()),
-        (Target::Server { .. }, [name]) if !name.ends_with('*') => Ok(name.clone()),
-        (Target::Server { .. }, _) => Err(Failure::Usage(String::from(
+        (_, [name]) if !name.ends_with('*') => Ok(name.clone()),
+        _ => Err(Failure::Usage(String::from(
             "with a server, --interface takes one whole name: the agent chose what to attach to",
         ))),
     }
@@ -58,7 +62,7 @@ fn no_interface_filter(
     interfaces: &[String],
     command: &str,
 ) -> Result<(), Failure> {
-    if matches!(target, Target::Server { .. }) && !interfaces.is_empty() {
+    if target.is_remote() && !interfaces.is_empty() {
         return Err(Failure::Usage(format!(
             "with a server, {command} has no --interface: it covers all that the agent attached to"
         )));
@@ -66,11 +70,18 @@ fn no_interface_filter(
     Ok(())
 }
 
+/// `--node`, where it is given.
+fn node_need(node: Option<&String>) -> Option<Need> {
+    let does = "chooses one of the nodes that a server knows; standalone mode is about this one";
+    node.map(|_| Need { option: "--node", does })
+}
+
 /// The filters as a part of a sentence, empty without any.
 fn filter_text(filter: &FilterArgs, interface: &str) -> String {
     let parts: Vec<_> = [
         ("namespace", filter.namespace.as_deref().unwrap_or_default()),
         ("pod", filter.pod.as_deref().unwrap_or_default()),
+        ("node", filter.node.as_deref().unwrap_or_default()),
         ("interface", interface),
     ]
     .into_iter()

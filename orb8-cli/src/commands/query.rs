@@ -1,52 +1,42 @@
 //! `orb8 query`: the totals of a window, as one table.
 
-use std::{
-    ops::AsyncFnOnce,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashMap, time::Duration};
 
 use orb8_proto::{
-    AnomalyKind, AnomalyQuery, BaselineState, Coverage, FlowQuery, FlowSort, NodeStatus, PodQuery,
-    PodSort, StatusRequest, SyscallQuery, SyscallSort,
+    AnomalyKind, AnomalyQuery, BaselineState, Coverage, FlowQuery, FlowSort, PodQuery, PodSort,
+    SyscallQuery, SyscallSort,
 };
-use tonic::Status;
 
-use super::{filter_text, interface_filter, look, no_interface_filter};
+use super::{
+    history, interface_filter, no_interface_filter,
+    question::{Question, Window},
+};
 use crate::{
     args::{
         self, Cli, FlowOrder, PodOrder, QueryAnomaliesArgs, QueryFlowsArgs, QueryPodsArgs,
-        QuerySyscallsArgs, SyscallAgentArgs, SyscallOrder, WindowArgs,
+        QuerySyscallsArgs, SyscallAgentArgs, SyscallOrder,
     },
-    client::{Client, Session, answer},
+    client::{Client, question},
     exit::{Exit, Failure},
-    node_notes::NodeNotes,
     notes::Notes,
     output::{
-        Printer, anomalies as anomaly_columns,
-        columns::{self, Column},
-        flows as flow_columns, pods as pod_columns,
+        anomalies as anomaly_columns, flows as flow_columns, pods as pod_columns,
         syscalls::{self as syscall_columns, Counted},
     },
-    standalone::{Purpose, Setup},
-    summary::{Summary, grouped, loss_text, node_records_lost},
-    target::Target,
 };
-
-/// How long standalone mode watches before it answers.
-const DEFAULT_WATCH: Duration = Duration::from_secs(5);
 
 pub(super) async fn flows(
     cli: &Cli,
     args: &QueryFlowsArgs,
     notes: &Notes,
 ) -> Result<Exit, Failure> {
-    let (question, columns) =
-        Question::new(cli, &args.window, &args.agent, notes, flow_columns::COLUMNS)?;
-    let interface = interface_filter(&question.target, &args.agent.interface)?;
+    let asked = Question::new(cli, &args.window, &args.agent, notes, flow_columns::COLUMNS).await?;
+    let interface = interface_filter(&asked.target, &args.agent.interface)?;
     let mut query = FlowQuery {
         namespace: args.window.filter.namespace.clone().unwrap_or_default(),
         pod_name: args.window.filter.pod.clone().unwrap_or_default(),
         limit: args.window.limit.unwrap_or(0),
+        node: args.window.filter.node.clone().unwrap_or_default(),
         sort_by: match args.sort_by {
             FlowOrder::Bytes => FlowSort::Bytes,
             FlowOrder::Packets => FlowSort::Packets,
@@ -56,22 +46,25 @@ pub(super) async fn flows(
         interface: interface.clone(),
         ..FlowQuery::default()
     };
-    let ask = async |client: &mut Client, start_time_ns| {
-        query.start_time_ns = start_time_ns;
-        let response = client.query_flows(query).await?.into_inner();
+    let ask = async |client: &mut Client, window: Window| {
+        (query.start_time_ns, query.end_time_ns) = window;
+        let response = client.query_flows(question(query)).await?.into_inner();
         Ok((response.flows, response.coverage))
     };
-    question.ask(columns, &interface, ask).await
+    asked.ask(&interface, ask).await
 }
 
 pub(super) async fn pods(cli: &Cli, args: &QueryPodsArgs, notes: &Notes) -> Result<Exit, Failure> {
-    let (question, columns) =
-        Question::new(cli, &args.window, &args.agent, notes, pod_columns::COLUMNS)?;
-    no_interface_filter(&question.target, &args.agent.interface, "query pods")?;
+    if let Some(url) = history::wanted(&args.history, &args.window)? {
+        return history::pods(cli, args, &url, notes).await;
+    }
+    let asked = Question::new(cli, &args.window, &args.agent, notes, pod_columns::COLUMNS).await?;
+    no_interface_filter(&asked.target, &args.agent.interface, "query pods")?;
     let mut query = PodQuery {
         namespace: args.window.filter.namespace.clone().unwrap_or_default(),
         pod_name: args.window.filter.pod.clone().unwrap_or_default(),
         limit: args.window.limit.unwrap_or(0),
+        node: args.window.filter.node.clone().unwrap_or_default(),
         sort_by: match args.sort_by {
             PodOrder::Bytes => PodSort::Bytes,
             PodOrder::Packets => PodSort::Packets,
@@ -81,12 +74,12 @@ pub(super) async fn pods(cli: &Cli, args: &QueryPodsArgs, notes: &Notes) -> Resu
         .into(),
         ..PodQuery::default()
     };
-    let ask = async |client: &mut Client, start_time_ns| {
-        query.start_time_ns = start_time_ns;
-        let response = client.query_pods(query).await?.into_inner();
+    let ask = async |client: &mut Client, window: Window| {
+        (query.start_time_ns, query.end_time_ns) = window;
+        let response = client.query_pods(question(query)).await?.into_inner();
         Ok((response.pods, response.coverage))
     };
-    question.ask(columns, "", ask).await
+    asked.ask("", ask).await
 }
 
 pub(super) async fn syscalls(
@@ -96,12 +89,12 @@ pub(super) async fn syscalls(
 ) -> Result<Exit, Failure> {
     let ends = matches!(args.sort_by, SyscallOrder::Errors | SyscallOrder::Latency);
     let agent = SyscallAgentArgs { ends, ..args.agent.clone() };
-    let (question, columns) =
-        Question::new(cli, &args.window, &agent, notes, syscall_columns::COUNTS)?;
+    let asked = Question::new(cli, &args.window, &agent, notes, syscall_columns::COUNTS).await?;
     let mut query = SyscallQuery {
         namespace: args.window.filter.namespace.clone().unwrap_or_default(),
         pod_name: args.window.filter.pod.clone().unwrap_or_default(),
         limit: args.window.limit.unwrap_or(0),
+        node: args.window.filter.node.clone().unwrap_or_default(),
         syscalls: args.syscall.clone(),
         container: args.container.clone().unwrap_or_default(),
         sort_by: match args.sort_by {
@@ -113,15 +106,17 @@ pub(super) async fn syscalls(
         .into(),
         ..SyscallQuery::default()
     };
-    let ask = async |client: &mut Client, start_time_ns| {
-        query.start_time_ns = start_time_ns;
-        let response = client.query_syscalls(query).await?.into_inner();
-        let covered = response.coverage.as_ref().map_or(0, |c| c.end_time_ns - c.start_time_ns);
-        let seconds = Duration::from_nanos(u64::try_from(covered).unwrap_or(0)).as_secs_f64();
-        let rows = response.syscalls.into_iter().map(|count| Counted { count, seconds });
+    let ask = async |client: &mut Client, window: Window| {
+        (query.start_time_ns, query.end_time_ns) = window;
+        let response = client.query_syscalls(question(query)).await?.into_inner();
+        let seconds = Seconds::of(response.coverage.as_ref());
+        let rows = response.syscalls.into_iter().map(|count| {
+            let seconds = seconds.at(&count.node);
+            Counted { count, seconds }
+        });
         Ok((rows.collect(), response.coverage))
     };
-    question.ask(columns, "", ask).await
+    asked.ask("", ask).await
 }
 
 pub(super) async fn anomalies(
@@ -129,8 +124,8 @@ pub(super) async fn anomalies(
     args: &QueryAnomaliesArgs,
     notes: &Notes,
 ) -> Result<Exit, Failure> {
-    let (question, columns) =
-        Question::new(cli, &args.window, &args.agent, notes, anomaly_columns::COLUMNS)?;
+    let asked =
+        Question::new(cli, &args.window, &args.agent, notes, anomaly_columns::COLUMNS).await?;
     let kind = |kind: &args::AnomalyKind| {
         i32::from(match kind {
             args::AnomalyKind::NewSyscall => AnomalyKind::NewSyscall,
@@ -143,155 +138,66 @@ pub(super) async fn anomalies(
         namespace: args.window.filter.namespace.clone().unwrap_or_default(),
         pod_name: args.window.filter.pod.clone().unwrap_or_default(),
         limit: args.window.limit.unwrap_or(0),
+        node: args.window.filter.node.clone().unwrap_or_default(),
         kinds: args.kind.iter().map(kind).collect(),
         active_only: args.active,
         ..AnomalyQuery::default()
     };
-    let ask = async |client: &mut Client, start_time_ns| {
-        query.start_time_ns = start_time_ns;
-        let response = client.query_anomalies(query).await?.into_inner();
+    let ask = async |client: &mut Client, window: Window| {
+        (query.start_time_ns, query.end_time_ns) = window;
+        let response = client.query_anomalies(question(query)).await?.into_inner();
         let (all, is_learnt) = (response.baselines.len(), BaselineState::Learnt);
         let learnt = response.baselines.iter().filter(|b| b.state() == is_learnt).count();
         notes.info(&format!("{learnt} of {all} workloads are learnt"));
         Ok((response.anomalies, response.coverage))
     };
-    question.ask(columns, "", ask).await
+    asked.ask("", ask).await
 }
 
-/// Columns of a record type, as `--fields` or the format chose them.
-type Columns<T> = Vec<&'static Column<T>>;
-
-/// What all queries have in common.
-struct Question<'a> {
-    cli: &'a Cli,
-    args: &'a WindowArgs,
-    setup: &'a dyn Setup,
-    notes: &'a Notes,
-    target: Target,
+/// How long the windows of nodes are that rates are of.
+struct Seconds {
+    all: f64,
+    nodes: HashMap<String, f64>,
 }
 
-impl<'a> Question<'a> {
-    /// Checks the arguments before anything starts.
-    fn new<T>(
-        cli: &'a Cli,
-        args: &'a WindowArgs,
-        setup: &'a dyn Setup,
-        notes: &'a Notes,
-        all: &'static [Column<T>],
-    ) -> Result<(Self, Columns<T>), Failure> {
-        let columns = columns::select(all, &args.records.fields, args.records.output)
-            .map_err(Failure::Usage)?;
-        let target = Session::target(cli, setup)?;
-        let wrong = match target {
-            Target::Standalone { .. } if args.since.is_some() => Some(
-                "--since looks back into what a running agent keeps; in standalone mode give \
-                 --duration, the time to watch",
-            ),
-            Target::Server { .. } if args.duration.is_some() => Some(
-                "--duration is the time to watch in standalone mode; with a server give --since, \
-                 how far to look back",
-            ),
-            _ => None,
+impl Seconds {
+    fn of(coverage: Option<&Coverage>) -> Self {
+        let seconds = |start: i64, end: i64| {
+            Duration::from_nanos(u64::try_from(end.saturating_sub(start)).unwrap_or(0))
+                .as_secs_f64()
         };
-        match wrong {
-            Some(message) => Err(Failure::Usage(message.to_owned())),
-            None => Ok((Question { cli, args, setup, notes, target }, columns)),
-        }
+        let all = coverage.map_or(0.0, |c| seconds(c.start_time_ns, c.end_time_ns));
+        let nodes = coverage.into_iter().flat_map(|coverage| &coverage.nodes);
+        let nodes = nodes.map(|n| (n.node.clone(), seconds(n.start_time_ns, n.end_time_ns)));
+        Seconds { all, nodes: nodes.filter(|(_, seconds)| *seconds > 0.0).collect() }
     }
 
-    /// Connects, watches if the agent is our own, asks, and prints the answer.
-    async fn ask<T>(
-        self,
-        columns: Columns<T>,
-        interface: &str,
-        ask: impl AsyncFnOnce(&mut Client, Option<i64>) -> Result<(Vec<T>, Option<Coverage>), Status>,
-    ) -> Result<Exit, Failure> {
-        let mut session = Session::open(
-            &self.target,
-            &self.cli.global.connection,
-            self.setup,
-            Purpose::Watch,
-            self.notes,
-        )
-        .await?;
-        let result = async {
-            self.watch(&mut session).await?;
-            let start = self.args.since.map(since_epoch_ns);
-            answer(&session.peer, ask(&mut session.client, start)).await
-        }
-        .await;
-        let ours = session.is_local();
-        session.close(self.notes).await;
-        let (rows, coverage) = result?;
-        Printer::stdout(columns, look(self.cli, &self.args.records))
-            .all(&rows)
-            .map_err(Failure::output)?;
-        let coverage = coverage.unwrap_or_default();
-        Ok(self.conclude(rows.len(), &coverage, interface, ours))
-    }
-
-    /// Tells how the agent does, and gives one of our own the time to see something.
-    async fn watch(&self, session: &mut Session) -> Result<(), Failure> {
-        let mut client = session.client.clone();
-        let call =
-            async { Ok(client.get_agent_status(StatusRequest::default()).await?.into_inner()) };
-        let status = answer(&session.peer, call).await?;
-        let mut node = NodeNotes::of_signal(self.setup.signal());
-        let notes = if session.is_local() {
-            let (signals, interfaces) = (status.signals, status.interfaces);
-            node.update(&NodeStatus { signals, interfaces, ..NodeStatus::default() })
-        } else {
-            node.warnings(&status.signals)
-        };
-        for note in notes {
-            self.notes.tell(&note);
-        }
-        if session.is_local() {
-            tokio::select! {
-                () = tokio::time::sleep(self.args.duration.unwrap_or(DEFAULT_WATCH)) => (),
-                () = session.interrupt.requested() => {
-                    self.notes.info("interrupted: the answer covers the time until now");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Says why there are no rows, or not all, and sums up. `ours`: the agent lived for this
-    /// question only, so its losses are losses of this answer.
-    fn conclude(&self, rows: usize, coverage: &Coverage, interface: &str, ours: bool) -> Exit {
-        let rows = u64::try_from(rows).unwrap_or(u64::MAX);
-        if rows == 0 {
-            let filter = filter_text(&self.args.filter, interface);
-            let reason = match coverage.empty_reason.as_str() {
-                "" => "the agent gave no reason",
-                reason => reason,
-            };
-            self.notes.info(&format!("no rows{filter}: {reason}"));
-        } else if rows < coverage.rows_matched {
-            self.notes.info(&format!(
-                "{} of {} rows shown: --limit takes more",
-                grouped(rows),
-                grouped(coverage.rows_matched)
-            ));
-        }
-        let since = if ours { "" } else { " since the agent started" };
-        for loss in
-            coverage.losses.iter().filter(|loss| loss.records + loss.packets + loss.calls > 0)
-        {
-            self.notes.warning(&format!("{}{since}", loss_text(loss)));
-        }
-        let lost = node_records_lost(&coverage.losses);
-        let summary =
-            Summary { asked: 1, answered: 1, received: rows.max(coverage.rows_matched), lost };
-        self.notes.info(&summary.to_string());
-        if ours && !summary.complete() { Exit::Partial } else { Exit::Complete }
+    fn at(&self, node: &str) -> f64 {
+        self.nodes.get(node).copied().unwrap_or(self.all)
     }
 }
 
-/// The time that long ago, as the wire has it.
-fn since_epoch_ns(ago: Duration) -> i64 {
-    let then = SystemTime::now().checked_sub(ago).unwrap_or(UNIX_EPOCH);
-    let since_epoch = then.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX)
+#[cfg(test)]
+mod tests {
+    use orb8_proto::NodeAnswer;
+
+    use super::*;
+
+    #[test]
+    fn a_rate_is_of_the_window_that_its_node_covered() {
+        let node = |node: &str, start: i64, end: i64| NodeAnswer {
+            node: node.into(),
+            start_time_ns: start * 1_000_000_000,
+            end_time_ns: end * 1_000_000_000,
+            ..NodeAnswer::default()
+        };
+        let coverage = Coverage {
+            end_time_ns: 300_000_000_000,
+            nodes: vec![node("young", 290, 300), node("silent", 0, 0)],
+            ..Coverage::default()
+        };
+        let seconds = Seconds::of(Some(&coverage));
+        assert_eq!(seconds.at("young"), 10.0);
+        assert_eq!(seconds.at("silent"), 300.0);
+    }
 }

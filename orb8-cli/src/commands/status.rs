@@ -5,57 +5,117 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use orb8_proto::{PodSource, PodSourceState, StatusRequest, StatusResponse};
+use orb8_proto::{Node, PodSource, PodSourceState, StatusRequest, StatusResponse};
+use orb8_transport::broken_by;
+use tonic::{Code, Status};
 
-use super::no_interface_filter;
+use super::{no_interface_filter, node_need, nodes};
 use crate::{
     args::{Cli, StatusArgs},
-    client::{Session, answer},
+    client::{Session, answer, question},
     exit::{Exit, Failure},
     notes::Notes,
     output::{
         Format, Look, Printer,
         columns::{Column, select},
         document, escape, node,
+        nodes::COLUMNS as NODES,
         value::{Value, human_bytes},
     },
     standalone::Purpose,
     summary::Summary,
+    target::Needs,
 };
 
 pub(super) async fn run(cli: &Cli, args: &StatusArgs, notes: &Notes) -> Result<Exit, Failure> {
-    let target = Session::target(cli, &args.agent)?;
+    let needs = Needs { server: node_need(args.node.as_ref()), ..Needs::default() };
+    let target = Session::target(cli, &args.agent, needs).await?;
     no_interface_filter(&target, &args.agent.interface, "status")?;
     let session =
         Session::open(&target, &cli.global.connection, &args.agent, Purpose::Preflight, notes)
             .await?;
-    let mut client = session.client.clone();
-    let call = async { Ok(client.get_agent_status(StatusRequest::default()).await?.into_inner()) };
-    let result = answer(&session.peer, call).await;
+    let result = ask(&session, args).await;
     session.close(notes).await;
-    let status = result?;
+    let (status, nodes) = result?;
     let mut out = io::stdout().lock();
     if args.output.is_table() {
         let color = cli.global.color.on(io::stdout().is_terminal());
-        write_for_people(&status, args.output, color, &mut out).map_err(Failure::output)?;
+        let look = Look { format: args.output, headers: true, color };
+        match &nodes {
+            None => write_for_people(&status, look, &mut out),
+            Some(nodes) => write_server(&status, nodes, look, &mut out),
+        }
+        .map_err(Failure::output)?;
     } else {
-        document::write(&as_value(&status), args.output, &mut out).map_err(Failure::output)?;
+        let value = as_value(&status, nodes.as_deref());
+        document::write(&value, args.output, &mut out).map_err(Failure::output)?;
     }
-    let summary = Summary { asked: 1, answered: 1, received: 1, lost: 0 };
-    notes.info(&summary.to_string());
-    Ok(Exit::Complete)
+    let Some(nodes) = nodes else {
+        let summary = Summary { asked: 1, answered: 1, received: 1, lost: 0 };
+        notes.info(&summary.to_string());
+        return Ok(Exit::Complete);
+    };
+    notes.info(&nodes::summary(&nodes));
+    let ready = !nodes.is_empty() && nodes.iter().all(nodes::is_ready);
+    Ok(if ready { Exit::Complete } else { Exit::Partial })
 }
 
-fn write_for_people(
+/// The status, and of a server the nodes that it knows.
+async fn ask(
+    session: &Session,
+    args: &StatusArgs,
+) -> Result<(StatusResponse, Option<Vec<Node>>), Failure> {
+    let mut client = session.client.clone();
+    let request = question(StatusRequest { node: args.node.clone().unwrap_or_default() });
+    let call = async {
+        match client.get_agent_status(request).await {
+            Ok(response) => Ok(Ok(response.into_inner())),
+            // A server's word that the node's agent does not answer.
+            Err(status) if args.node.is_some() && is_word_of_server(&status) => {
+                Ok(Err(status.message().to_owned()))
+            }
+            Err(status) => Err(status),
+        }
+    };
+    let status = answer(&session.peer, call).await?.map_err(Failure::NoAnswer)?;
+    // An agent says on which node it is.
+    let nodes = match status.node.as_str() {
+        "" => Some(nodes::list(&session.client, &session.peer, "").await?),
+        _ => None,
+    };
+    Ok((status, nodes))
+}
+
+fn is_word_of_server(status: &Status) -> bool {
+    status.code() == Code::Unavailable && broken_by(status).is_none()
+}
+
+/// A server has no signals, interfaces or maps of its own: it has nodes.
+fn write_server(
     status: &StatusResponse,
-    format: Format,
-    color: bool,
+    nodes: &[Node],
+    look: Look,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let look = Look { format, headers: true, color };
+    write_process("Server", "orb8-server", status, out)?;
+    writeln!(out, "Nodes:    {}", nodes::summary(nodes))?;
+    let missing: Vec<Node> = nodes.iter().filter(|node| !nodes::is_ready(node)).cloned().collect();
+    if missing.is_empty() {
+        return out.flush();
+    }
+    section(NODES, &missing, "", look, out)?;
+    out.flush()
+}
+
+fn write_process(
+    label: &str,
+    name: &str,
+    status: &StatusResponse,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let uptime = Duration::from_secs(uptime(status).as_secs());
     for (label, text) in [
-        ("Node", escape::for_terminal(&status.node).into_owned()),
+        (label, escape::for_terminal(name).into_owned()),
         ("Version", escape::for_terminal(&status.version).into_owned()),
         ("Kernel", escape::for_terminal(&status.kernel_release).into_owned()),
         ("Uptime", humantime::format_duration(uptime).to_string()),
@@ -72,6 +132,11 @@ fn write_for_people(
             usage.open_fds
         )?;
     }
+    Ok(())
+}
+
+fn write_for_people(status: &StatusResponse, look: Look, out: &mut dyn Write) -> io::Result<()> {
+    write_process("Node", &status.node, status, out)?;
     if let Some(source) = &status.pod_source {
         writeln!(out, "Pods:     {}", pods(source))?;
     }
@@ -160,7 +225,7 @@ fn section<T>(
 }
 
 /// The whole answer for the data formats, with the protocol's names.
-fn as_value(status: &StatusResponse) -> Value<'_> {
+fn as_value<'a>(status: &'a StatusResponse, nodes: Option<&'a [Node]>) -> Value<'a> {
     let usage = status.usage.as_ref().map_or(Value::Absent, |usage| {
         Value::Map(vec![
             ("cpu_seconds", Value::Real(usage.cpu_seconds)),
@@ -169,7 +234,7 @@ fn as_value(status: &StatusResponse) -> Value<'_> {
             ("kernel_map_bytes", Value::Bytes(usage.kernel_map_bytes)),
         ])
     });
-    Value::Map(vec![
+    let mut fields = vec![
         ("node", Value::text(&status.node)),
         ("version", Value::text(&status.version)),
         ("kernel_release", Value::text(&status.kernel_release)),
@@ -183,7 +248,11 @@ fn as_value(status: &StatusResponse) -> Value<'_> {
         ("pod_source", status.pod_source.as_ref().map_or(Value::Absent, pod_source)),
         ("runtime_source", status.runtime_source.as_ref().map_or(Value::Absent, pod_source)),
         ("peer_source", status.peer_source.as_ref().map_or(Value::Absent, pod_source)),
-    ])
+    ];
+    if let Some(nodes) = nodes {
+        fields.push(("nodes", rows(NODES, nodes)));
+    }
+    Value::Map(fields)
 }
 
 fn pod_source(source: &PodSource) -> Value<'_> {
@@ -272,7 +341,8 @@ mod tests {
 
     fn for_people(format: Format) -> String {
         let mut out = Vec::new();
-        write_for_people(&status(), format, false, &mut out).unwrap();
+        write_for_people(&status(), Look { format, headers: true, color: false }, &mut out)
+            .unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -295,7 +365,7 @@ mod tests {
     fn the_data_formats_hold_the_whole_answer() {
         let write = |format| {
             let mut out = Vec::new();
-            document::write(&as_value(&status()), format, &mut out).unwrap();
+            document::write(&as_value(&status(), None), format, &mut out).unwrap();
             String::from_utf8(out).unwrap()
         };
         let json: serde_json::Value = serde_json::from_str(&write(Format::Json)).unwrap();

@@ -66,6 +66,19 @@ pub(crate) fn select<T>(
         .collect()
 }
 
+/// The same for records of several nodes: a table then says which, where the user did not choose.
+pub(crate) fn of_nodes<T>(
+    all: &'static [Column<T>],
+    fields: &[String],
+    format: Format,
+) -> Result<Vec<&'static Column<T>>, String> {
+    if !fields.is_empty() {
+        return select(all, fields, format);
+    }
+    let shows = |column: &&Column<T>| column.place.shows(format) || column.name == "node";
+    Ok(all.iter().filter(shows).collect())
+}
+
 fn unknown<T>(all: &[Column<T>], field: &str) -> String {
     let names: Vec<_> = all.iter().map(|column| column.name).collect();
     let nearest = names

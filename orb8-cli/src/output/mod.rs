@@ -7,6 +7,7 @@ pub(crate) mod escape;
 pub(crate) mod flows;
 mod json;
 pub(crate) mod node;
+pub(crate) mod nodes;
 mod peer;
 pub(crate) mod pods;
 pub(crate) mod syscalls;

@@ -160,7 +160,7 @@ fn of(row: &Counted, value: fn(&SyscallOutcome) -> Value<'static>) -> Value<'sta
 }
 
 /// Nanoseconds in the unit that people would choose.
-fn duration(ns: u64) -> Value<'static> {
+pub(super) fn duration(ns: u64) -> Value<'static> {
     Value::owned(match ns {
         0 => return Value::Absent,
         1..1_000 => format!("{ns} ns"),

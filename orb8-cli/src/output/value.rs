@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Serialize, Serializer};
@@ -23,6 +23,8 @@ pub(crate) enum Value<'a> {
     Bytes(u64),
     /// Nanoseconds since the Unix epoch.
     TimeNs(i64),
+    /// The same, of which people want to know how long ago it was.
+    Since(i64),
     Flag(bool),
     List(Vec<Value<'a>>),
     Map(Vec<(&'static str, Value<'a>)>),
@@ -66,6 +68,8 @@ impl<'a> Value<'a> {
             Value::Bytes(bytes) if style == Style::Short => human_bytes(*bytes),
             Value::Bytes(bytes) => bytes.to_string(),
             Value::TimeNs(time) => human_time(*time, style),
+            Value::Since(time) if style == Style::Short => human_age(*time, SystemTime::now()),
+            Value::Since(time) => human_time(*time, style),
             Value::Flag(flag) => flag.to_string(),
             Value::List(values) if values.is_empty() => String::from("-"),
             Value::List(values) => {
@@ -91,7 +95,9 @@ impl Serialize for Value<'_> {
             }
             Value::Text(text) => serializer.serialize_str(text),
             Value::Number(number) | Value::Bytes(number) => serializer.serialize_u64(*number),
-            Value::Signed(number) | Value::TimeNs(number) => serializer.serialize_i64(*number),
+            Value::Signed(number) | Value::TimeNs(number) | Value::Since(number) => {
+                serializer.serialize_i64(*number)
+            }
             Value::Real(number) => serializer.serialize_f64(*number),
             Value::Flag(flag) => serializer.serialize_bool(*flag),
             Value::List(values) => serializer.collect_seq(values),
@@ -140,6 +146,21 @@ fn human_time(ns: i64, style: Style) -> String {
     }
 }
 
+/// How long ago it was, in its two largest units: `4m12s`, `3d4h`.
+fn human_age(ns: i64, now: SystemTime) -> String {
+    let Some(then) = u64::try_from(ns).ok().filter(|ns| *ns > 0) else {
+        return String::from("-");
+    };
+    let age = now.duration_since(UNIX_EPOCH + Duration::from_nanos(then)).unwrap_or_default();
+    let seconds = age.as_secs();
+    match seconds {
+        ..60 => format!("{seconds}s"),
+        ..3_600 => format!("{}m{}s", seconds / 60, seconds % 60),
+        ..86_400 => format!("{}h{}m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{}d{}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -168,6 +189,18 @@ mod tests {
         assert_eq!(time.cell(Style::Exact), "2023-11-14T22:13:20.123456789Z");
         assert_eq!(Value::TimeNs(0).cell(Style::Short), "-");
         assert_eq!(Value::TimeNs(-5).cell(Style::Exact), "-");
+    }
+
+    #[test]
+    fn ages_have_two_units_and_what_is_still_to_come_none() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let age = |seconds: i64| human_age((1_000_000 - seconds) * 1_000_000_000, now);
+        let ages = [(0, "0s"), (59, "59s"), (252, "4m12s"), (7_260, "2h1m"), (273_600, "3d4h")];
+        for (seconds, text) in ages {
+            assert_eq!(age(seconds), text);
+        }
+        assert_eq!(age(-5), "0s", "clocks differ");
+        assert_eq!(human_age(0, now), "-");
     }
 
     #[test]

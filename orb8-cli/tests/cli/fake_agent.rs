@@ -10,7 +10,7 @@ use std::{
 
 use orb8_proto::{
     AnomalyQuery, AnomalyResponse, AttributedBy, Direction, Event, FlowQuery, FlowResponse,
-    FlowState, InterfaceStatus, LossReport, NetworkFlow, NodeQuery, NodeResponse, NodeStatus,
+    FlowState, InterfaceStatus, LossReport, NetworkFlow, Node, NodeQuery, NodeResponse, NodeStatus,
     PodQuery, PodResponse, SignalState, SignalStatus, StatusRequest, StatusResponse, StreamRequest,
     SyscallProfileQuery, SyscallProfileResponse, SyscallQuery, SyscallResponse, TotalsQuery,
     TotalsResponse,
@@ -37,6 +37,9 @@ pub(crate) struct Script {
     pub flows: Result<FlowResponse, Status>,
     pub pods: Result<PodResponse, Status>,
     pub syscalls: Result<SyscallResponse, Status>,
+    pub anomalies: Result<AnomalyResponse, Status>,
+    pub profile: Result<SyscallProfileResponse, Status>,
+    pub nodes: Result<Vec<Node>, Status>,
     pub status: StatusResponse,
 }
 
@@ -48,6 +51,9 @@ impl Default for Script {
             flows: Ok(FlowResponse::default()),
             pods: Ok(PodResponse::default()),
             syscalls: Ok(SyscallResponse::default()),
+            anomalies: Ok(AnomalyResponse::default()),
+            profile: Ok(SyscallProfileResponse::default()),
+            nodes: Ok(Vec::new()),
             status: StatusResponse { node: "node-1".into(), ..StatusResponse::default() },
         }
     }
@@ -113,7 +119,7 @@ pub(crate) fn orb8(arguments: &[&str]) -> Command {
             command.env_remove(variable);
         }
     }
-    command.env_remove("RUST_LOG");
+    command.env_remove("RUST_LOG").env_remove("KUBECONFIG").env("HOME", "/nonexistent");
     command
 }
 
@@ -267,18 +273,24 @@ impl OrbitService for Service {
         &self,
         _: Request<AnomalyQuery>,
     ) -> Result<Response<AnomalyResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        self.script.anomalies.clone().map(Response::new)
     }
 
     async fn get_syscall_profile(
         &self,
         _: Request<SyscallProfileQuery>,
     ) -> Result<Response<SyscallProfileResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        self.script.profile.clone().map(Response::new)
     }
 
-    async fn list_nodes(&self, _: Request<NodeQuery>) -> Result<Response<NodeResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
+    async fn list_nodes(
+        &self,
+        request: Request<NodeQuery>,
+    ) -> Result<Response<NodeResponse>, Status> {
+        let prefix = request.into_inner().name;
+        let mut nodes = self.script.nodes.clone()?;
+        nodes.retain(|node| node.name.starts_with(&prefix));
+        Ok(Response::new(NodeResponse { nodes }))
     }
 
     async fn get_totals(

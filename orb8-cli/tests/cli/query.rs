@@ -14,7 +14,12 @@ use tonic::Status;
 use crate::fake_agent::{FakeAgent, Run, Script, flow, orb8};
 
 fn coverage(rows_matched: u64, empty_reason: &str) -> Option<Coverage> {
-    Some(Coverage { rows_matched, empty_reason: empty_reason.into(), ..Coverage::default() })
+    Some(Coverage {
+        rows_matched,
+        empty_reason: empty_reason.into(),
+        node: "node-1".into(),
+        ..Coverage::default()
+    })
 }
 
 #[test]
@@ -86,7 +91,12 @@ fn losses_of_a_long_lived_agent_are_told_but_are_not_this_answers() {
         records: 12,
         ..Loss::default()
     };
-    let coverage = Coverage { rows_matched: 1, losses: vec![loss], ..Coverage::default() };
+    let coverage = Coverage {
+        rows_matched: 1,
+        losses: vec![loss],
+        node: "node-1".into(),
+        ..Coverage::default()
+    };
     let agent = FakeAgent::start(Script {
         flows: Ok(FlowResponse { flows: vec![flow("web", 1)], coverage: Some(coverage) }),
         ..Script::default()
@@ -132,7 +142,7 @@ fn the_environment_names_the_agent_too() {
     let output = orb8(&["status"]).env("ORB8_SERVER", &address).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{stderr}");
-    assert!(stderr.contains(&format!("agent at {address} (from ORB8_SERVER)")), "{stderr}");
+    assert!(stderr.contains(&format!("asking {address} (from ORB8_SERVER)")), "{stderr}");
 }
 
 #[test]
@@ -153,5 +163,5 @@ fn an_agent_that_is_not_there_is_an_error_that_names_the_address() {
     let output = orb8(&["status", "--server", "127.0.0.1:1"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains("cannot reach an agent at 127.0.0.1:1"), "{stderr}");
+    assert!(stderr.contains("cannot reach 127.0.0.1:1"), "{stderr}");
 }

@@ -96,6 +96,7 @@ fn counts_come_with_their_rate_over_the_time_that_was_covered() {
         rows_matched: 1,
         start_time_ns: 1_000_000_000,
         end_time_ns: 61_000_000_000,
+        node: "node-1".into(),
         ..Coverage::default()
     };
     let answer = SyscallResponse { syscalls: vec![count], coverage: Some(coverage) };

@@ -80,7 +80,7 @@ fn stderr_tells_what_is_attached_and_sums_up_in_its_last_line() {
     let run = agent.run(&["trace", "network"]);
     assert_eq!(run.code, 0, "{run:?}");
     for part in [
-        "mode: cluster, agent at 127.0.0.1:",
+        "mode: cluster, asking 127.0.0.1:",
         "attached 1 interface by tcx: veth1 (prod/web)",
         "not attached to lo: loopback",
         "warning: network is degraded: ring too small",

@@ -1,0 +1,91 @@
+//! `orb8 nodes`: the nodes that a server knows, and how their agents do.
+
+use orb8_proto::{Node, NodeQuery, NodeState};
+
+use super::look;
+use crate::{
+    args::{AgentArgs, Cli, NodesArgs},
+    client::{Client, Session, answer, question},
+    exit::{Exit, Failure},
+    notes::Notes,
+    output::{Printer, columns, nodes::COLUMNS},
+    peer::Peer,
+    standalone::Purpose,
+    summary::grouped,
+    target::{Need, Needs},
+};
+
+/// Names that are listed where none was meant.
+const CANDIDATES: usize = 10;
+
+pub(super) async fn run(cli: &Cli, args: &NodesArgs, notes: &Notes) -> Result<Exit, Failure> {
+    let columns = columns::select(COLUMNS, &args.records.fields, args.records.output)
+        .map_err(Failure::Usage)?;
+    let does = "lists the nodes that a server knows";
+    let needs = Needs { server: Some(Need { option: "orb8 nodes", does }), ..Needs::default() };
+    let target = Session::target_of(cli, needs).await?;
+    let setup = AgentArgs::default();
+    let session =
+        Session::open(&target, &cli.global.connection, &setup, Purpose::Watch, notes).await?;
+    let prefix = args.name.clone().unwrap_or_default();
+    let mut nodes = list(&session.client, &session.peer, &prefix).await?;
+    if nodes.is_empty() && !prefix.is_empty() {
+        let all = list(&session.client, &session.peer, "").await?;
+        return Err(anyhow::anyhow!(unknown(&prefix, &all)).into());
+    }
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    Printer::stdout(columns, look(cli, &args.records)).all(&nodes).map_err(Failure::output)?;
+    if nodes.is_empty() {
+        notes.info("no nodes: the server knows no agents");
+    }
+    notes.info(&summary(&nodes));
+    let ready = !nodes.is_empty() && nodes.iter().all(is_ready);
+    Ok(if ready { Exit::Complete } else { Exit::Partial })
+}
+
+/// Nodes whose name starts like this.
+pub(super) async fn list(client: &Client, peer: &Peer, prefix: &str) -> Result<Vec<Node>, Failure> {
+    let mut client = client.clone();
+    let query = question(NodeQuery { name: prefix.to_owned() });
+    let call = async { Ok(client.list_nodes(query).await?.into_inner().nodes) };
+    answer(peer, call).await
+}
+
+pub(super) fn is_ready(node: &Node) -> bool {
+    node.state() == NodeState::Ready
+}
+
+/// How many are ready, as the last line says it.
+pub(super) fn summary(nodes: &[Node]) -> String {
+    let count = |nodes: usize| grouped(u64::try_from(nodes).unwrap_or(u64::MAX));
+    let ready = nodes.iter().filter(|node| is_ready(node)).count();
+    format!("{}/{} nodes ready", count(ready), count(nodes.len()))
+}
+
+fn unknown(prefix: &str, all: &[Node]) -> String {
+    let mut names: Vec<&str> = all.iter().map(|node| node.name.as_str()).collect();
+    names.sort_unstable();
+    let listed = names.iter().take(CANDIDATES).copied().collect::<Vec<_>>().join(", ");
+    let more = match names.len().saturating_sub(CANDIDATES) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    match names.is_empty() {
+        true => format!("no node starts with {prefix:?}: the server knows no agents"),
+        false => format!("no node starts with {prefix:?}; known: {listed}{more}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_not_there_lists_those_that_are() {
+        let node = |n: u32| Node { name: format!("node-{n:02}"), ..Node::default() };
+        let all: Vec<Node> = (0..12).rev().map(node).collect();
+        let text = unknown("x", &all);
+        assert!(text.starts_with("no node starts with \"x\"; known: node-00, node-01,"), "{text}");
+        assert!(text.ends_with("node-09 and 2 more"), "{text}");
+    }
+}
