@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
     process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -17,8 +18,9 @@ use orb8_proto::{
     event::Event as Kind,
     orbit_service_server::{OrbitService, OrbitServiceServer},
 };
+use orb8_transport::{Limits, ServerFiles, ServerTls, incoming};
 use tokio::{net::TcpListener, runtime::Runtime, sync::mpsc};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, transport::Server};
 
 /// How a stream goes on after its events.
@@ -63,6 +65,8 @@ impl Default for Script {
 pub(crate) struct FakeAgent {
     pub address: SocketAddr,
     pub requests: std::sync::mpsc::Receiver<StreamRequest>,
+    /// What every request showed as its authorization.
+    pub shown: Arc<Mutex<Vec<Option<String>>>>,
     runtime: Option<Runtime>,
 }
 
@@ -73,18 +77,38 @@ struct Service {
 
 impl FakeAgent {
     pub(crate) fn start(script: Script) -> FakeAgent {
+        Self::serve(script, None)
+    }
+
+    /// One that speaks TLS.
+    pub(crate) fn start_with_tls(script: Script, files: ServerFiles) -> FakeAgent {
+        Self::serve(script, Some(files))
+    }
+
+    fn serve(script: Script, files: Option<ServerFiles>) -> FakeAgent {
         let runtime = Runtime::new().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, requests) = std::sync::mpsc::channel();
-        let service = OrbitServiceServer::new(Service { script, requests: sender });
+        let shown = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&shown);
+        let see = move |request: Request<()>| {
+            let value = request.metadata().get("authorization");
+            let text = value.and_then(|value| value.to_str().ok()).map(str::to_owned);
+            seen.lock().unwrap().push(text);
+            Ok(request)
+        };
+        let service =
+            OrbitServiceServer::with_interceptor(Service { script, requests: sender }, see);
         runtime.spawn(async move {
+            let limits = Limits::default();
+            let tls = files.map(|files| ServerTls::load(files).unwrap());
             Server::builder()
                 .add_service(service)
-                .serve_with_incoming(TcpListenerStream::new(listener))
+                .serve_with_incoming(incoming(listener, tls, &limits))
                 .await
         });
-        FakeAgent { address, requests, runtime: Some(runtime) }
+        FakeAgent { address, requests, shown, runtime: Some(runtime) }
     }
 
     /// The binary with these arguments, told to ask this agent.

@@ -2,7 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic, and so may what it is made of")]
 
+mod cluster;
 mod fake_agent;
+mod history;
+mod port_forward;
 mod query;
 mod syscalls;
 mod trace;

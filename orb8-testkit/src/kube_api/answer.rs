@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::Writer;
 use super::faults::Faults;
-use super::kinds::{Resource, resource};
+use super::forward;
+use super::kinds::{Kind, Resource, resource};
 use super::selector::Selector;
 use super::store::padded;
 use super::watch::{self, Watch};
@@ -38,7 +39,10 @@ pub(super) async fn answer(
     };
     let faults = lock(&shared.faults).clone();
     let response = match admit(&faults, request.method(), request.headers()) {
-        Ok(()) => respond(&shared, &logged, &faults, cut),
+        Ok(()) => match forward::pod_of(&logged.path) {
+            Some((namespace, pod)) => port(&shared, &logged, (namespace, pod), request, cut),
+            None => respond(&shared, &logged, &faults, cut),
+        },
         Err(refusal) => Err(refusal),
     };
     // What is known is taken now and arrives late.
@@ -70,6 +74,24 @@ fn admit(faults: &Faults, method: &Method, headers: &HeaderMap) -> Result<(), Re
         return Err((StatusCode::METHOD_NOT_ALLOWED, "this API is only read".to_owned()));
     }
     Ok(())
+}
+
+/// Forwards a port of a pod.
+fn port(
+    shared: &Shared,
+    logged: &LoggedRequest,
+    (namespace, pod): (&str, &str),
+    request: Request<Incoming>,
+    cut: CancellationToken,
+) -> Result<Response<Body>, Refusal> {
+    let kind = Kind::named("Pod").map_err(|error| (StatusCode::NOT_FOUND, error.to_string()))?;
+    if lock(&shared.store).get(kind, namespace, pod).is_none() {
+        return Err((StatusCode::NOT_FOUND, format!("pods {pod:?} not found")));
+    }
+    let port = forward::port_of(logged.parameter("ports"))?;
+    let key = (namespace.to_owned(), pod.to_owned(), port);
+    let there = lock(&shared.listeners).get(&key).copied();
+    forward::forward(request, pod.to_owned(), port, there, cut)
 }
 
 fn respond(

@@ -6,6 +6,7 @@
 mod answer;
 mod body;
 mod faults;
+mod forward;
 mod kinds;
 mod request_log;
 mod selector;
@@ -13,6 +14,7 @@ mod serve;
 mod store;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -56,6 +58,8 @@ pub(crate) struct Shared {
     cut: Mutex<CancellationToken>,
     accepting: channel::Sender<bool>,
     open_watches: AtomicUsize,
+    /// What listens at ports of pods, by namespace, name and port.
+    listeners: Mutex<BTreeMap<(String, String, u16), SocketAddr>>,
 }
 
 /// Counts, so that nobody misses one by looking late.
@@ -92,6 +96,7 @@ impl KubeApi {
             cut: Mutex::default(),
             accepting: channel::Sender::new(true),
             open_watches: AtomicUsize::new(0),
+            listeners: Mutex::default(),
         });
         let stop = CancellationToken::new();
         let (tell, told) = std::sync::mpsc::sync_channel(1);
@@ -157,6 +162,13 @@ impl KubeApi {
     pub fn object(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<Value>> {
         let object = lock(&self.shared.store).get(Kind::named(kind)?, namespace, name);
         Ok(object.map(|object| Value::clone(&object)))
+    }
+
+    /// Says what listens at a port of a pod: who forwards the port is connected to it. A port of
+    /// which nothing was said refuses connections.
+    pub fn listen(&self, namespace: &str, pod: &str, port: u16, there: SocketAddr) {
+        let key = (namespace.to_owned(), pod.to_owned(), port);
+        lock(&self.shared.listeners).insert(key, there);
     }
 
     /// Lets every answer and every event reach clients this late. What they tell of has happened by then.

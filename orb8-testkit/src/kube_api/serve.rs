@@ -85,7 +85,8 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream) {
         let (shared, cut) = (Arc::clone(&shared), cut.clone());
         async move { Ok::<_, Infallible>(answer::answer(shared, request, cut).await) }
     });
-    let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let serving =
+        http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
     tokio::select! {
         biased;
         () = cut.cancelled() => {
