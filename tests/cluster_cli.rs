@@ -113,7 +113,7 @@ impl Run {
 
     /// Shows it as a user saw it, with `--nocapture`.
     fn show(&self, what: &str) -> &Self {
-        println!("$ orb8 {what}\n{}{}[{:?}]\n", self.stdout, self.stderr, self.code);
+        eprintln!("$ orb8 {what}\n{}{}[{:?}]\n", self.stdout, self.stderr, self.code);
         self
     }
 }

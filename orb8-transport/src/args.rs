@@ -52,7 +52,8 @@ pub struct ClientArgs {
     /// File with a bearer token, read again when it is rotated
     #[arg(long, global = true, env = "ORB8_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// Bearer token; a file keeps it out of the list of processes
+    /// Bearer token; a file keeps it out of the list of processes [default: where the server is
+    /// found by a kubeconfig, that of its user]
     #[arg(
         long,
         global = true,

@@ -37,11 +37,12 @@ Exit codes:
 Records go to standard output, everything else to standard error.
 RUST_LOG sets what is logged, e.g. RUST_LOG=orb8_agent=debug.
 
-Without --server the kubeconfig ($KUBECONFIG, else ~/.kube/config) is read. Where its context has
-svc/orb8-server in namespace orb8-system, that is asked through a port-forward, and nothing has to be
-exposed. TLS is spoken where --tls-ca names the CA of orb8's certificates; the certificate has to be
-for orb8-server.orb8-system.svc, or --tls-server-name. Where no --token is given, the server is shown
-the bearer token of the kubeconfig's user, if that has one (token, tokenFile or exec).";
+Without --server the kubeconfig ($KUBECONFIG, else ~/.kube/config) is read. Where its
+context has svc/orb8-server in namespace orb8-system, that is asked through a port-forward,
+and nothing has to be exposed. TLS is spoken where --tls-ca names the CA of orb8's
+certificates; the certificate has to be for orb8-server.orb8-system.svc, or for
+--tls-server-name. Where no token is given, the server is shown the bearer token of the
+kubeconfig's user, if that has one (token, tokenFile or exec).";
 
 /// eBPF observability for Kubernetes: network flows and system calls, named by pod, each accounted for
 #[derive(Debug, Parser)]

@@ -17,10 +17,11 @@ Examples:
   orb8 --mode cluster query pods -n prod --since 1m --sort-by packets --limit 20
   orb8 query pods --since 24h --history http://prometheus:9090
 
-Agents keep five minutes. With --history, totals of longer windows come from a Prometheus that scrapes
-the agents: increase() of orb8_network_bytes_total and orb8_network_packets_total, which is good to a
-scrape interval at either end, and knows no flows. A Prometheus that was named by ORB8_HISTORY is
-asked for windows that begin more than five minutes ago only.";
+Agents keep five minutes. With --history, totals of longer windows come from a Prometheus
+that scrapes the agents: increase() of orb8_network_bytes_total and of
+orb8_network_packets_total, which is good to a scrape interval at either end and knows no
+flows. A Prometheus that is named by ORB8_HISTORY is asked only for windows that begin more
+than five minutes ago.";
 
 const QUERY_SYSCALLS_EXAMPLES: &str = "\
 Examples:

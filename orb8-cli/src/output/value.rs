@@ -154,9 +154,9 @@ fn human_age(ns: i64, now: SystemTime) -> String {
     let age = now.duration_since(UNIX_EPOCH + Duration::from_nanos(then)).unwrap_or_default();
     let seconds = age.as_secs();
     match seconds {
-        ..60 => format!("{seconds}s"),
-        ..3_600 => format!("{}m{}s", seconds / 60, seconds % 60),
-        ..86_400 => format!("{}h{}m", seconds / 3_600, seconds / 60 % 60),
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m{}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h{}m", seconds / 3_600, seconds / 60 % 60),
         _ => format!("{}d{}h", seconds / 86_400, seconds / 3_600 % 24),
     }
 }

@@ -31,6 +31,17 @@ fn wrong_usage_exits_with_64_and_says_what_is_wrong() {
         ("query pods --server a:1 --interface a", "no --interface"),
         ("query pods --server a:1 --duration 1s", "--since"),
         ("query pods --since 1m", "--duration"),
+        ("query pods --node a", "--node chooses one of the nodes that a server knows"),
+        ("query pods --node a --mode standalone", "--node chooses"),
+        ("query pods --node a --pods x.json", "contradict each other"),
+        ("query pods --server a:1 --since 1m --until 2m", "end before it begins"),
+        ("query pods --history http://a:1", "give --since"),
+        ("query pods --since 1h --history a:1", "expected http://HOST:PORT"),
+        ("query pods --since 1h --history http://a:1 --mode standalone", "asks a Prometheus"),
+        ("query flows --since 1h --history http://a:1", "--history"),
+        ("query pods --server a:1 --context c", "cannot be used with"),
+        ("nodes", "lists the nodes that a server knows"),
+        ("nodes --mode standalone", "lists the nodes that a server knows"),
         ("query pods --limit 0", "limit"),
         ("query flows --sort-by name", "bytes"),
         ("trace syscall --interface a", "--interface"),
@@ -88,7 +99,9 @@ fn manual_pages_go_to_stdout_or_one_per_command_to_a_directory() {
     let pages = directory.path().join("man1");
     let run = run(orb8(&["man", "--dir", pages.to_str().unwrap()]));
     assert_eq!((run.code, run.stdout.as_str()), (0, ""), "{run:?}");
-    for page in ["orb8.1", "orb8-trace-network.1", "orb8-query-pods.1", "orb8-status.1"] {
+    for page in
+        ["orb8.1", "orb8-trace-network.1", "orb8-query-pods.1", "orb8-nodes.1", "orb8-status.1"]
+    {
         assert!(fs::read_to_string(pages.join(page)).unwrap().contains(".TH"), "{page}");
     }
 }
