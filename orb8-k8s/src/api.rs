@@ -1,11 +1,10 @@
 //! The Kubernetes API as a watcher asks it: a list and a watch of one kind of objects.
 
-use std::{marker::PhantomData, path::PathBuf, pin::Pin, time::Duration};
+use std::{borrow::Cow, marker::PhantomData, pin::Pin, time::Duration};
 
 use futures_util::{AsyncBufRead, AsyncBufReadExt as _};
 use kube::{
-    Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    Client,
     core::{
         Status,
         params::{ListParams, WatchParams},
@@ -13,6 +12,11 @@ use kube::{
     },
 };
 use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::{
+    KubernetesSource,
+    client::{client_and_url, innermost},
+};
 
 /// Objects at a time where the list is read from the database. The API's cache gives all at once.
 const PAGE: u32 = 500;
@@ -22,17 +26,6 @@ const MAX_LIST: usize = 512 << 20;
 const MAX_EVENT: usize = 32 << 20;
 /// A list that is not there by then is not going to be.
 const LIST_LIMIT: Duration = Duration::from_secs(300);
-/// How long a connection may take to be made.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-
-/// Where the API is, and as whom to ask it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KubernetesSource {
-    /// By the service account of the pod that this process runs in.
-    InCluster,
-    /// By a kubeconfig: this one, else what `KUBECONFIG` names, else `~/.kube/config`.
-    Kubeconfig(Option<PathBuf>),
-}
 
 /// What to do about a failure, before the API is asked again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,9 +90,18 @@ pub(super) enum ListFrom {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Query {
     /// Such as `/api/v1/pods`.
-    pub(super) path: &'static str,
+    pub(super) path: Cow<'static, str>,
     /// By fields; none: all there are.
-    pub(super) selector: Option<String>,
+    pub(super) fields: Option<String>,
+    /// By labels; none: all there are.
+    pub(super) labels: Option<String>,
+}
+
+impl Query {
+    /// All objects of a list.
+    pub(super) fn all(path: impl Into<Cow<'static, str>>) -> Self {
+        Self { path: path.into(), fields: None, labels: None }
+    }
 }
 
 /// An object as the API writes it, as far as orb8 reads it.
@@ -155,20 +157,8 @@ impl Api {
         query: Query,
         silence: Duration,
     ) -> Result<Self, Failure> {
-        let mut config = read(source).await.map_err(|e| Failure::new(Remedy::Reconnect, e))?;
-        config.connect_timeout = Some(CONNECT_LIMIT);
-        // The watcher waits itself, and says so.
-        config.default_retry = false;
-        let agent = concat!("orb8-agent/", env!("CARGO_PKG_VERSION"));
-        if let (Ok(name), Ok(value)) = ("user-agent".parse(), agent.parse()) {
-            config.headers.push((name, value));
-        }
-        let url = config.cluster_url.to_string();
-        // A kubeconfig may name a program that gives the token.
-        let client = tokio::task::spawn_blocking(move || Client::try_from(config)).await;
-        let client = client
-            .map_err(|e| Failure::new(Remedy::Reconnect, e.to_string()))?
-            .map_err(|e| Failure::new(Remedy::Reconnect, innermost(&e)))?;
+        let made = client_and_url(source).await;
+        let (client, url) = made.map_err(|e| Failure::new(Remedy::Reconnect, e.to_string()))?;
         Ok(Self { client, query, url, silence })
     }
 
@@ -198,17 +188,18 @@ impl Api {
     ) -> Result<List<T>, Failure> {
         let cached = from == ListFrom::Cache;
         let params = ListParams {
-            field_selector: self.query.selector.clone(),
+            field_selector: self.query.fields.clone(),
+            label_selector: self.query.labels.clone(),
             resource_version: cached.then(|| "0".to_owned()),
             limit: (!cached).then_some(PAGE),
             continue_token: next,
             ..ListParams::default()
         };
-        let mut answer = self.get(Request::new(self.query.path).list(&params)).await?;
+        let mut answer = self.get(Request::new(self.query.path.as_ref()).list(&params)).await?;
         let mut text = Vec::new();
         while answer.read(&mut text, MAX_LIST).await?.is_some() {}
         serde_json::from_slice(&text).map_err(|why| {
-            let path = self.query.path;
+            let path = &self.query.path;
             Failure::new(Remedy::List, format!("{}: not a list of {path}: {why}", self.url))
         })
     }
@@ -220,11 +211,13 @@ impl Api {
         limit: Duration,
     ) -> Result<Events<T>, Failure> {
         let params = WatchParams {
-            field_selector: self.query.selector.clone(),
+            field_selector: self.query.fields.clone(),
+            label_selector: self.query.labels.clone(),
             timeout: u32::try_from(limit.as_secs()).ok(),
             ..WatchParams::default()
         };
-        let answer = self.get(Request::new(self.query.path).watch(&params, version)).await?;
+        let answer =
+            self.get(Request::new(self.query.path.as_ref()).watch(&params, version)).await?;
         Ok(Events { answer, line: Vec::new(), objects: PhantomData })
     }
 
@@ -328,29 +321,4 @@ impl<T: Resource> Events<T> {
             };
         }
     }
-}
-
-async fn read(source: &KubernetesSource) -> Result<Config, String> {
-    let options = KubeConfigOptions::default();
-    match source {
-        KubernetesSource::InCluster => Config::incluster()
-            .map_err(|e| format!("no service account of a pod: {}", innermost(&e))),
-        KubernetesSource::Kubeconfig(None) => {
-            Config::from_kubeconfig(&options).await.map_err(|e| format!("kubeconfig: {e}"))
-        }
-        KubernetesSource::Kubeconfig(Some(path)) => {
-            let named = |e| format!("kubeconfig {}: {e}", path.display());
-            let file = Kubeconfig::read_from(path).map_err(named)?;
-            Config::from_custom_kubeconfig(file, &options).await.map_err(named)
-        }
-    }
-}
-
-/// The last cause of an error says what happened; those before say where.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut last = error;
-    while let Some(cause) = last.source() {
-        last = cause;
-    }
-    last.to_string()
 }

@@ -6,6 +6,7 @@
 mod addresses;
 mod api;
 pub mod backoff;
+mod client;
 pub mod contact;
 mod ids;
 mod labels;
@@ -18,7 +19,7 @@ pub mod store;
 pub mod watcher;
 mod workload;
 
-pub use api::KubernetesSource;
+pub use client::{ClientError, KubernetesSource, client};
 pub use ids::{ContainerId, InvalidContainerId, InvalidPodUid, PodUid};
 pub use labels::Labels;
 pub use lookup::PodLookup;

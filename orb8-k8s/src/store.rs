@@ -209,8 +209,8 @@ impl Mirror for PodStore {
 
     fn query(&self) -> Query {
         let (equals, node) = (if self.place == Place::Here { "=" } else { "!=" }, &self.node);
-        let selector = Some(format!("spec.nodeName{equals}{node}"));
-        Query { path: "/api/v1/pods", selector }
+        let fields = Some(format!("spec.nodeName{equals}{node}"));
+        Query { fields, ..Query::all("/api/v1/pods") }
     }
 
     fn contact(&self) -> &Contact {

@@ -166,7 +166,7 @@ fn one_list_and_one_watch_of_this_nodes_pods_is_all_that_is_asked() {
     for request in &requests {
         assert_eq!((&*request.path, request.status), ("/api/v1/pods", 200));
         assert_eq!(request.parameter("fieldSelector"), Some("spec.nodeName=n1"));
-        assert!(request.user_agent.starts_with("orb8-agent/"), "{request:?}");
+        assert!(request.user_agent.starts_with("orb8/"), "{request:?}");
     }
     assert_eq!(requests[0].parameter("resourceVersion"), Some("0"), "from the API's cache");
     assert_eq!(requests[1].parameter("allowWatchBookmarks"), Some("true"));

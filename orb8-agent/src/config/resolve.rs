@@ -31,7 +31,7 @@ impl RawConfig {
                 Err(problem) => problems.push(problem),
             }
         }
-        let kubernetes = self.kubernetes_source(running_as_pod(), &mut problems);
+        let kubernetes = self.kubernetes_source(KubernetesSource::running_as_pod(), &mut problems);
         let peers = self.peer_scope(kubernetes.is_some(), &mut problems);
         let tls = self.tls(&mut problems);
         let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -225,11 +225,7 @@ impl RawConfig {
                 false
             }
         };
-        let source = match kubeconfig {
-            None if running_as_pod => KubernetesSource::InCluster,
-            path => KubernetesSource::Kubeconfig(path),
-        };
-        wanted.then_some(source)
+        wanted.then(|| KubernetesSource::choose(kubeconfig, running_as_pod))
     }
 }
 
@@ -253,12 +249,6 @@ impl RawConfig {
             }
         }
     }
-}
-
-/// Whether a kubelet started this, with a service account.
-fn running_as_pod() -> bool {
-    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
-        && Path::new("/var/run/secrets/kubernetes.io/serviceaccount/token").exists()
 }
 
 fn read_file(path: &Path) -> Result<RawConfig, String> {

@@ -124,7 +124,7 @@ impl<T: Addressed> Mirror for Book<T> {
     }
 
     fn query(&self) -> Query {
-        Query { path: T::PATH, selector: None }
+        Query::all(T::PATH)
     }
 
     fn contact(&self) -> &Contact {
