@@ -1,11 +1,9 @@
 //! How a watch of the Kubernetes API is doing, for those who rely on what it tells.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use orb8_proto::PodSourceState;
+use tokio::sync::watch;
 
 /// Whether what is known is kept current.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,11 +37,11 @@ impl WatchState {
 
 /// The state of a watch. The watcher writes it, everybody else reads.
 #[derive(Debug)]
-pub struct Contact(Mutex<WatchState>);
+pub struct Contact(watch::Sender<WatchState>);
 
 impl Default for Contact {
     fn default() -> Self {
-        Self(Mutex::new(WatchState::Syncing))
+        Self(watch::Sender::new(WatchState::Syncing))
     }
 }
 
@@ -51,29 +49,47 @@ impl Contact {
     /// How it is.
     #[must_use]
     pub fn state(&self) -> WatchState {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.borrow().clone()
+    }
+
+    /// How it is, now and later.
+    #[must_use]
+    pub fn states(&self) -> watch::Receiver<WatchState> {
+        self.0.subscribe()
     }
 
     /// Every change is told from now on.
     pub fn connected(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = WatchState::Connected;
+        self.set(|_| WatchState::Connected);
     }
 
     /// What is known was true a moment ago, whether or not changes to it will be told.
     pub fn heard(&self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let WatchState::Away { since, .. } = &mut *state {
-            *since = Instant::now();
-        }
+        self.set(|state| match state {
+            WatchState::Away { reason, .. } => {
+                WatchState::Away { since: Instant::now(), reason: reason.clone() }
+            }
+            state => state.clone(),
+        });
     }
 
     /// The API does not answer as it should. It stays away since when it first did not.
     pub fn away(&self, reason: &str) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = match &*state {
-            WatchState::Away { since, .. } => *since,
-            WatchState::Syncing | WatchState::Connected => Instant::now(),
-        };
-        *state = WatchState::Away { since, reason: reason.to_owned() };
+        self.set(|state| {
+            let since = match state {
+                WatchState::Away { since, .. } => *since,
+                WatchState::Syncing | WatchState::Connected => Instant::now(),
+            };
+            WatchState::Away { since, reason: reason.to_owned() }
+        });
+    }
+
+    fn set(&self, next: impl FnOnce(&WatchState) -> WatchState) {
+        self.0.send_if_modified(|state| {
+            let next = next(state);
+            let changed = *state != next;
+            *state = next;
+            changed
+        });
     }
 }

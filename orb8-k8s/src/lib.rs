@@ -8,6 +8,7 @@ mod api;
 pub mod backoff;
 mod client;
 pub mod contact;
+pub mod endpoints;
 mod ids;
 mod labels;
 mod lookup;

@@ -5,14 +5,14 @@
 //! object is trimmed while it is read; none of what is needed here is in its metadata, so watches of
 //! metadata alone would not do.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use orb8_proto::{PeerKind, PodSource, PodSourceState};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     KubernetesSource, Pod,
-    store::{PodStore, nanos},
+    store::{Keep, PodStore, nanos},
     watcher::{Mirror, Timing, Watcher},
 };
 use crate::PodLookup;
@@ -75,12 +75,35 @@ impl PeerStore {
     /// A store that knows nobody yet, and whose pods will be those that are not on `node`.
     #[must_use]
     pub fn new(node: &str) -> Self {
+        Self::of(PodStore::elsewhere(node), Keep::default())
+    }
+
+    /// A store that knows nobody yet, and whose pods will be those of all nodes. Who is gone answers
+    /// for as long as `keep` says.
+    #[must_use]
+    pub fn of_all_nodes(keep: Keep) -> Self {
+        Self::of(PodStore::everywhere(keep), keep)
+    }
+
+    fn of(pods: PodStore, keep: Keep) -> Self {
         Self {
-            pods: Arc::new(PodStore::elsewhere(node)),
-            services: Arc::default(),
-            nodes: Arc::default(),
-            endpoints: Arc::default(),
+            pods: Arc::new(pods),
+            services: Arc::new(Book::new(keep)),
+            nodes: Arc::new(Book::new(keep)),
+            endpoints: Arc::new(Book::new(keep)),
         }
+    }
+
+    /// The pods that it knows.
+    #[must_use]
+    pub fn pods(&self) -> &PodStore {
+        &self.pods
+    }
+
+    /// The names of all nodes; none as long as the API did not tell of them.
+    #[must_use]
+    pub fn nodes(&self) -> BTreeSet<Arc<str>> {
+        self.nodes.names().into_iter().collect()
     }
 
     /// Watches the cluster until `token` says stop.

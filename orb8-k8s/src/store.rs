@@ -26,17 +26,36 @@ use crate::PodLookup;
 
 mod known;
 
-pub(super) use self::known::MAX_TOMBSTONES;
+/// For how long who is gone still answers. Records come late: a flow's last packets are taken up to
+/// a minute after they passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// After it was told that they are gone.
+    pub time: Duration,
+    /// So many, at most. The oldest go early when there are more: their late records then have ids
+    /// and no names.
+    pub most: usize,
+}
 
-/// How long a pod that is gone, and the id of a container that was replaced, still answer. Records
-/// of them come late: a flow's last packets are taken up to a minute after they passed.
-pub(super) const TOMBSTONE: Duration = Duration::from_secs(60);
+impl Default for Keep {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(60), most: 10_000 }
+    }
+}
+
+impl Keep {
+    /// What was gone before this is forgotten at `now`.
+    pub(super) fn after(&self, now: i64) -> i64 {
+        now.saturating_sub(nanos(self.time))
+    }
+}
 
 /// Pods, found by UID, container and address. The watcher writes it, everybody else reads.
 #[derive(Debug)]
 pub struct PodStore {
     node: Arc<str>,
     place: Place,
+    keep: Keep,
     known: RwLock<Known>,
     generation: AtomicU64,
     contact: Contact,
@@ -49,23 +68,31 @@ enum Place {
     Here,
     /// All the others: as peers only, so they are kept without containers and labels.
     Elsewhere,
+    /// All that have a node, kept as those elsewhere.
+    Everywhere,
 }
 
 impl PodStore {
     /// A store that knows nobody yet. `node` is the node whose pods it will know.
     pub fn new(node: &str) -> Self {
-        Self::of(node, Place::Here)
+        Self::of(node, Place::Here, Keep::default())
     }
 
     /// A store of the pods that are not on `node`.
     pub(super) fn elsewhere(node: &str) -> Self {
-        Self::of(node, Place::Elsewhere)
+        Self::of(node, Place::Elsewhere, Keep::default())
     }
 
-    fn of(node: &str, place: Place) -> Self {
+    /// A store of the pods of the whole cluster.
+    pub(super) fn everywhere(keep: Keep) -> Self {
+        Self::of("", Place::Everywhere, keep)
+    }
+
+    fn of(node: &str, place: Place, keep: Keep) -> Self {
         Self {
             node: node.into(),
             place,
+            keep,
             known: RwLock::default(),
             generation: AtomicU64::new(0),
             contact: Contact::default(),
@@ -110,6 +137,7 @@ impl PodStore {
             known.end(uid, Gone { at: now, for_good: false });
             changed = true;
         }
+        known.complete_since = now;
         if changed {
             self.news();
         }
@@ -118,13 +146,38 @@ impl PodStore {
     /// Forgets whatever has been gone for long enough. What was named stays named: the generation
     /// does not change.
     pub fn forget(&self, now: i64) {
-        self.write().sweep(now.saturating_sub(nanos(TOMBSTONE)));
+        self.write().sweep(self.keep.after(now), self.keep.most);
     }
 
     /// Whether the pod with this UID exists. One that is gone still answers for a while.
     #[must_use]
     pub fn is_alive(&self, uid: &PodUid) -> bool {
         self.read().pods.get(uid).is_some_and(|entry| entry.gone.is_none())
+    }
+
+    /// The nodes of the pods of `namespace` (empty: of all) whose names begin with `prefix`, of those
+    /// that exist and of those that were told to be gone after `since` (Unix time in nanoseconds).
+    /// None where some may be missing: the API is away, or was first heard or listed anew after
+    /// `since`, so that pods may have come and gone unseen, or there were too many to remember.
+    #[must_use]
+    pub fn nodes_of(
+        &self,
+        namespace: &str,
+        prefix: &str,
+        since: i64,
+    ) -> Option<BTreeSet<Arc<str>>> {
+        if self.state() != WatchState::Connected {
+            return None;
+        }
+        let known = self.read();
+        let wanted = |entry: &&known::Entry| {
+            let pod = &entry.pod;
+            (namespace.is_empty() || *pod.namespace == *namespace)
+                && pod.name.starts_with(prefix)
+                && entry.gone.is_none_or(|gone| gone.at >= since)
+        };
+        let found = || known.pods.values().filter(wanted).map(|entry| Arc::clone(&entry.pod.node));
+        (known.complete_since <= since).then(|| found().collect())
     }
 
     /// How the watch is doing.
@@ -202,14 +255,17 @@ impl Mirror for PodStore {
 
     fn what(&self) -> &'static str {
         match self.place {
-            Place::Here => "pods",
+            Place::Here | Place::Everywhere => "pods",
             Place::Elsewhere => "pods elsewhere",
         }
     }
 
     fn query(&self) -> Query {
-        let (equals, node) = (if self.place == Place::Here { "=" } else { "!=" }, &self.node);
-        let fields = Some(format!("spec.nodeName{equals}{node}"));
+        let fields = match self.place {
+            Place::Here => Some(format!("spec.nodeName={}", self.node)),
+            Place::Elsewhere => Some(format!("spec.nodeName!={}", self.node)),
+            Place::Everywhere => None,
+        };
         Query { fields, ..Query::all("/api/v1/pods") }
     }
 
@@ -248,11 +304,16 @@ impl PodStore {
         for problem in &observed.problems {
             tracing::debug!("pods: {problem}");
         }
-        let here = *observed.pod.node == *self.node;
-        if self.place == Place::Elsewhere {
+        let node = &*observed.pod.node;
+        let is_wanted = match self.place {
+            Place::Here => *node == *self.node,
+            Place::Elsewhere => *node != *self.node,
+            Place::Everywhere => !node.is_empty(),
+        };
+        if self.place != Place::Here {
             observed.pod.keep_what_peers_need();
         }
-        (here == (self.place == Place::Here)).then_some(observed)
+        is_wanted.then_some(observed)
     }
 }
 

@@ -86,7 +86,7 @@ impl PodWatcher {
     /// What it knows, now and later.
     #[must_use]
     pub fn pods(&self) -> Arc<PodStore> {
-        Arc::clone(&self.0.mirror)
+        Arc::clone(self.0.mirror())
     }
 
     /// Watches until `token` says stop.
@@ -115,6 +115,11 @@ struct Course {
 impl<M: Mirror> Watcher<M> {
     pub(super) fn new(source: KubernetesSource, mirror: Arc<M>, timing: Timing) -> Self {
         Self { source, timing, mirror }
+    }
+
+    /// What it keeps true.
+    pub(super) fn mirror(&self) -> &Arc<M> {
+        &self.mirror
     }
 
     /// Watches until `token` says stop.

@@ -18,7 +18,7 @@ use crate::{
     api::{Query, Resource},
     contact::Contact,
     manifest::times::SECOND,
-    store::{MAX_TOMBSTONES, TOMBSTONE, nanos},
+    store::Keep,
     watcher::Mirror,
 };
 
@@ -52,6 +52,7 @@ pub(super) struct Book<T: Addressed> {
     known: RwLock<Known<T::Address>>,
     generation: AtomicU64,
     contact: Contact,
+    keep: Keep,
 }
 
 struct Known<A> {
@@ -69,19 +70,26 @@ struct Entry<A> {
     gone: Option<i64>,
 }
 
-impl<T: Addressed> Default for Book<T> {
-    fn default() -> Self {
+impl<T: Addressed> Book<T> {
+    /// Nobody yet. Who is gone answers for as long as `keep` says.
+    pub(super) fn new(keep: Keep) -> Self {
         let known =
             Known { objects: HashMap::new(), by_address: Addresses::default(), gone: [].into() };
         Self {
             known: RwLock::new(known),
             generation: AtomicU64::new(0),
             contact: Contact::default(),
+            keep,
         }
     }
-}
 
-impl<T: Addressed> Book<T> {
+    /// The names of all objects that exist.
+    pub(super) fn names(&self) -> Vec<Arc<str>> {
+        let known = self.read();
+        let there = known.objects.values().filter(|entry| entry.gone.is_none());
+        there.map(|entry| Arc::clone(&entry.named.name)).collect()
+    }
+
     /// Who had this address at that time, if that is beyond doubt.
     pub(super) fn at(&self, address: &T::Address, at: i64) -> Option<Arc<Named>> {
         let known = self.read();
@@ -164,7 +172,7 @@ impl<T: Addressed> Mirror for Book<T> {
     }
 
     fn sweep(&self, now: i64) {
-        self.write().sweep(now.saturating_sub(nanos(TOMBSTONE)));
+        self.write().sweep(self.keep.after(now), self.keep.most);
     }
 }
 
@@ -211,9 +219,9 @@ impl<A: Clone + Eq + Hash> Known<A> {
         true
     }
 
-    fn sweep(&mut self, before: i64) {
+    fn sweep(&mut self, before: i64, most: usize) {
         while let Some(&(at, uid)) = self.gone.front() {
-            if at >= before && self.gone.len() <= MAX_TOMBSTONES {
+            if at >= before && self.gone.len() <= most {
                 break;
             }
             self.gone.pop_front();

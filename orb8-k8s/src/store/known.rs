@@ -13,11 +13,7 @@ use crate::{
     manifest::{Observed, Times},
 };
 
-/// Pods that are gone and kept, at most. The oldest go early when there are more: their late
-/// records then have ids and no names.
-pub(crate) const MAX_TOMBSTONES: usize = 10_000;
-
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Known {
     pub(super) pods: HashMap<PodUid, Entry>,
     /// Static pods, by the kubelet's UID.
@@ -28,6 +24,23 @@ pub(super) struct Known {
     /// What is to be forgotten, in the order of its time.
     pub(super) gone: VecDeque<(i64, PodUid)>,
     replaced: VecDeque<(i64, ContainerId)>,
+    /// Every pod is known that existed at this time or later.
+    pub(super) complete_since: i64,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            pods: HashMap::new(),
+            by_hash: HashMap::new(),
+            by_container: HashMap::new(),
+            by_ip: Addresses::default(),
+            alive: 0,
+            gone: VecDeque::new(),
+            replaced: VecDeque::new(),
+            complete_since: i64::MAX,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -120,12 +133,13 @@ impl Known {
         self.gone.push_back((gone.at, uid));
     }
 
-    pub(super) fn sweep(&mut self, before: i64) {
+    pub(super) fn sweep(&mut self, before: i64, most: usize) {
         while let Some(&(at, uid)) = self.gone.front() {
-            if at >= before && self.gone.len() <= MAX_TOMBSTONES {
+            if at >= before && self.gone.len() <= most {
                 break;
             }
             self.gone.pop_front();
+            self.complete_since = self.complete_since.max(at.saturating_add(1));
             // It may have come back since, and even have gone again.
             if self.pods.get(&uid).and_then(|entry| entry.gone).is_some_and(|gone| gone.at == at) {
                 self.forget(uid);

@@ -1,9 +1,6 @@
 //! The store, told what an API would tell it.
 
-use super::{
-    known::{Entry, MAX_TOMBSTONES},
-    *,
-};
+use super::{known::Entry, *};
 use crate::{Container, addresses::Tenure, manifest::Object};
 
 const SECOND: i64 = 1_000_000_000;
@@ -173,13 +170,14 @@ fn the_generation_moves_with_answers_and_with_nothing_else() {
 #[test]
 fn tombstones_are_bounded_however_fast_pods_come_and_go() {
     let store = PodStore::new("n1");
-    for n in 0..MAX_TOMBSTONES + 500 {
+    let most = Keep::default().most;
+    for n in 0..most + 500 {
         let pod = running("job", &format!("{n:08x}-3f56-4f60-a7a8-0c2f8b5e6f3a"), 0);
         store.delete(observed(&pod), at(5));
     }
     store.forget(at(6));
     let known = store.read();
-    assert_eq!((known.pods.len(), known.by_ip.len()), (MAX_TOMBSTONES, MAX_TOMBSTONES));
+    assert_eq!((known.pods.len(), known.by_ip.len()), (most, most));
 }
 
 #[test]
@@ -208,4 +206,70 @@ fn a_pod_takes_about_a_kilobyte() {
         + size_of::<(PodUid, Tenure)>();
     let bytes = pod_bytes + indexed * 8 / 7;
     assert!(bytes <= 1_280, "{pod_bytes} + {indexed}");
+}
+
+/// A store of the whole cluster that was listed at second 100, with its watch.
+fn everywhere(keep: Keep, pods: &[(&str, &str, &str)]) -> PodStore {
+    let store = PodStore::everywhere(keep);
+    store.listed(pods.iter().map(|(name, uid, node)| placed(name, uid, node)).collect(), at(100));
+    store.contact.connected();
+    store
+}
+
+fn placed(name: &str, uid: &str, node: &str) -> Object {
+    let mut pod = running(name, uid, 0);
+    pod["spec"]["nodeName"] = node.into();
+    serde_json::from_value(pod).unwrap()
+}
+
+fn nodes(store: &PodStore, namespace: &str, prefix: &str, since: i64) -> Option<String> {
+    let nodes = store.nodes_of(namespace, prefix, at(since))?;
+    Some(nodes.into_iter().collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn the_nodes_of_pods_are_told_while_they_exist_and_for_as_long_as_is_asked_for() {
+    let pods = [("web-1", WEB, "n1"), ("db-0", DB, "n2")];
+    let store = everywhere(Keep { time: Duration::from_secs(300), most: 10 }, &pods);
+    let told = |namespace, prefix, since| nodes(&store, namespace, prefix, since);
+    assert_eq!(told("shop", "", 100).as_deref(), Some("n1 n2"));
+    assert_eq!(told("shop", "web", 100).as_deref(), Some("n1"));
+    assert_eq!(told("", "db-0", 100).as_deref(), Some("n2"));
+    assert_eq!(told("bank", "", 100).as_deref(), Some(""));
+    assert_eq!(told("shop", "", 99), None, "who was there before it was listed?");
+    store.deleted(placed("db-0", DB, "n2"), at(200));
+    assert_eq!(told("shop", "", 200).as_deref(), Some("n1 n2"));
+    assert_eq!(told("shop", "", 201).as_deref(), Some("n1"));
+    store.sweep(at(501));
+    assert_eq!(told("shop", "", 200), None, "it has been forgotten");
+    assert_eq!(told("shop", "", 201).as_deref(), Some("n1"));
+}
+
+#[test]
+fn the_nodes_of_pods_are_not_told_where_some_may_be_missing() {
+    let pods = [("web-1", WEB, "n1"), ("db-0", DB, "n2")];
+    let store = everywhere(Keep { time: Duration::from_secs(300), most: 0 }, &pods);
+    store.contact.away("it is not there");
+    assert_eq!(nodes(&store, "shop", "", 150), None);
+    store.contact.connected();
+    assert_eq!(nodes(&store, "shop", "", 150).as_deref(), Some("n1 n2"));
+    // What came and went before another list was seen by nobody.
+    store.listed(vec![placed("web-1", WEB, "n1")], at(200));
+    assert_eq!(nodes(&store, "shop", "", 150), None);
+    assert_eq!(nodes(&store, "shop", "", 200).as_deref(), Some("n1 n2"));
+    // There is no room to remember.
+    store.sweep(at(201));
+    assert_eq!(nodes(&store, "shop", "", 200), None);
+    assert_eq!(nodes(&store, "shop", "", 201).as_deref(), Some("n1"));
+}
+
+#[test]
+fn a_store_of_all_nodes_has_every_pod_that_has_a_node_and_no_more_of_it_than_peers_need() {
+    let pods = [("web-1", WEB, "n1"), ("late", DB, "")];
+    let store = everywhere(Keep::default(), &pods);
+    let kept = store.pods();
+    assert_eq!((kept.len(), &*kept[0].name), (1, "web-1"));
+    assert!(kept[0].containers.is_empty());
+    store.changed(placed("late", DB, "n9"), at(110));
+    assert_eq!(nodes(&store, "", "late", 110).as_deref(), Some("n9"));
 }
