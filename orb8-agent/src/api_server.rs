@@ -172,6 +172,7 @@ impl OrbitService for Api {
             pod_source: Some(self.pods.source()),
             runtime_source: self.pods.runtime_source(),
             peer_source,
+            agent_source: None,
         }))
     }
 
@@ -191,7 +192,10 @@ impl OrbitService for Api {
             ..Node::default()
         };
         let wanted = node.name.starts_with(&request.into_inner().name);
-        Ok(Response::new(NodeResponse { nodes: wanted.then_some(node).into_iter().collect() }))
+        Ok(Response::new(NodeResponse {
+            nodes: wanted.then_some(node).into_iter().collect(),
+            ..NodeResponse::default()
+        }))
     }
 
     async fn get_totals(

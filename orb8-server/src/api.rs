@@ -1,16 +1,17 @@
 //! `orb8.OrbitService` for a whole cluster.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use futures_util::stream::BoxStream;
 use orb8_proto::{
-    AnomalyQuery, AnomalyResponse, Event, FlowQuery, FlowResponse, Node as NodeView, NodeQuery,
-    NodeResponse, NotFound, PodQuery, PodResponse, StatusRequest, StatusResponse, StreamRequest,
-    SyscallProfileQuery, SyscallProfileResponse, SyscallQuery, SyscallResponse, TotalsQuery,
-    TotalsResponse, orbit_service_server::OrbitService,
+    AgentSource, AnomalyQuery, AnomalyResponse, Event, FlowQuery, FlowResponse, Node as NodeView,
+    NodeQuery, NodeResponse, NodeState, NotFound, PodQuery, PodResponse, StatusRequest,
+    StatusResponse, StreamRequest, SyscallProfileQuery, SyscallProfileResponse, SyscallQuery,
+    SyscallResponse, TotalsQuery, TotalsResponse, orbit_service_server::OrbitService,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,8 +21,9 @@ use tonic::{Request, Response, Status};
 use crate::{
     agents::{Agents, Client, Node, unix_ns},
     aggregator::{Anomalies, Flows, Pods, Syscalls},
+    cluster::{Cluster, Route},
     config::Config,
-    query::{Outcome, gather, judge},
+    query::{Outcome, judge},
     stream::Merger,
 };
 
@@ -34,6 +36,7 @@ const QUEUE: usize = 4_096;
 #[derive(Clone)]
 pub(crate) struct Api {
     pub(crate) agents: Agents,
+    cluster: Option<Cluster>,
     pub(crate) config: Arc<Config>,
     streams: Arc<Semaphore>,
     started: SystemTime,
@@ -41,9 +44,14 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    pub(crate) fn new(agents: Agents, config: Arc<Config>, token: CancellationToken) -> Self {
+    pub(crate) fn new(
+        agents: Agents,
+        cluster: Option<Cluster>,
+        config: Arc<Config>,
+        token: CancellationToken,
+    ) -> Self {
         let streams = Arc::new(Semaphore::new(config.max_streams as usize));
-        Self { agents, config, streams, started: SystemTime::now(), token }
+        Self { agents, cluster, config, streams, started: SystemTime::now(), token }
     }
 
     pub(crate) fn open_streams(&self) -> usize {
@@ -59,9 +67,34 @@ impl Api {
         let names = nodes.iter().map(|node| node.name()).collect();
         nodes.retain(|node| node.name() == name);
         if nodes.is_empty() {
+            if self.without_agent().iter().any(|node| **node == *name) {
+                return Err(Status::failed_precondition(format!("node {name} has no agent")));
+            }
             return Err(NotFound::status("node", name, "this server", &names));
         }
         Ok(nodes)
+    }
+
+    /// Nodes of the cluster that no agent is known of.
+    pub(crate) fn without_agent(&self) -> BTreeSet<Arc<str>> {
+        let mut nodes = self.cluster.as_ref().map(Cluster::nodes).unwrap_or_default();
+        for agent in self.agents.all() {
+            nodes.remove(&*agent.name());
+        }
+        nodes
+    }
+
+    /// The agents that a query about pods of `namespace` whose names begin with `pod` goes to.
+    fn route(&self, node: &str, namespace: &str, pod: &str) -> Result<Route, Status> {
+        Ok(Route::to_pods(self.nodes(node)?, self.cluster.as_ref(), namespace, pod))
+    }
+
+    fn agent_source(&self) -> AgentSource {
+        AgentSource {
+            source: self.config.agents.to_string(),
+            agents: self.agents.all().len() as u64,
+            problem: self.agents.problem().unwrap_or_default(),
+        }
     }
 
     /// Rows that are asked of each agent, which is what the answer has at most.
@@ -87,7 +120,7 @@ impl Api {
 
     async fn ask<T, F>(
         &self,
-        nodes: &[Arc<Node>],
+        route: Route,
         limit: Duration,
         call: impl Fn(Client) -> F,
         take: impl FnMut(T) -> (i64, i64),
@@ -99,25 +132,25 @@ impl Api {
             let answer = call(node.client());
             async move { answer.await.map(Response::into_inner) }
         };
-        gather(nodes, limit, call, take).await
+        route.gather(limit, call, take).await
     }
 }
 
 /// Everything that a typed query does: checks, fan-out with limits pushed down, merge.
 macro_rules! query {
-    ($api:ident, $request:ident, $method:ident, $merged:expr) => {{
+    ($api:ident, $request:ident, $method:ident, $route:expr, $merged:expr) => {{
         let limit = $api.time_limit(&$request);
         let mut query = $request.into_inner();
         window(query.start_time_ns, query.end_time_ns)?;
         query.limit = $api.limit(query.limit)?;
-        let nodes = $api.nodes(&query.node)?;
+        let route = $route(&query)?;
         let mut merged = $merged(&query);
         let call = |mut client: Client| {
             let query = query.clone();
             async move { client.$method(query).await }
         };
-        let outcomes = $api.ask(&nodes, limit, call, |answer| merged.add(answer)).await;
-        Ok(Response::new(merged.told(judge(outcomes)?)))
+        let outcomes = $api.ask(route, limit, call, |answer| merged.add(answer)).await;
+        merged.told(judge(outcomes)?)
     }};
 }
 
@@ -129,30 +162,41 @@ impl OrbitService for Api {
         &self,
         request: Request<FlowQuery>,
     ) -> Result<Response<FlowResponse>, Status> {
-        query!(self, request, query_flows, |q: &FlowQuery| Flows::new(q.limit, q.sort_by()))
+        let route = |q: &FlowQuery| self.route(&q.node, &q.namespace, &q.pod_name);
+        let merged = |q: &FlowQuery| Flows::new(q.limit, q.sort_by());
+        let mut told = query!(self, request, query_flows, route, merged);
+        if let Some(cluster) = &self.cluster {
+            told.flows.iter_mut().for_each(|flow| cluster.name(flow));
+        }
+        Ok(Response::new(told))
     }
 
     async fn query_pods(
         &self,
         request: Request<PodQuery>,
     ) -> Result<Response<PodResponse>, Status> {
-        query!(self, request, query_pods, |q: &PodQuery| Pods::new(q.limit, q.sort_by()))
+        let route = |q: &PodQuery| self.route(&q.node, &q.namespace, &q.pod_name);
+        let merged = |q: &PodQuery| Pods::new(q.limit, q.sort_by());
+        Ok(Response::new(query!(self, request, query_pods, route, merged)))
     }
 
     async fn query_syscalls(
         &self,
         request: Request<SyscallQuery>,
     ) -> Result<Response<SyscallResponse>, Status> {
-        query!(self, request, query_syscalls, |q: &SyscallQuery| {
-            Syscalls::new(q.limit, q.sort_by())
-        })
+        let route = |q: &SyscallQuery| self.route(&q.node, &q.namespace, &q.pod_name);
+        let merged = |q: &SyscallQuery| Syscalls::new(q.limit, q.sort_by());
+        Ok(Response::new(query!(self, request, query_syscalls, route, merged)))
     }
 
     async fn query_anomalies(
         &self,
         request: Request<AnomalyQuery>,
     ) -> Result<Response<AnomalyResponse>, Status> {
-        query!(self, request, query_anomalies, |q: &AnomalyQuery| Anomalies::new(q.limit))
+        // Agents remember findings, and what is normal, for much longer than pods are.
+        let route = |q: &AnomalyQuery| self.nodes(&q.node).map(Route::all);
+        let merged = |q: &AnomalyQuery| Anomalies::new(q.limit);
+        Ok(Response::new(query!(self, request, query_anomalies, route, merged)))
     }
 
     async fn get_syscall_profile(
@@ -175,7 +219,8 @@ impl OrbitService for Api {
             }));
             (0, 0)
         };
-        let outcomes = self.ask(&nodes, limit, call, take).await;
+        // Of what a container ever called, for as long as its agent runs.
+        let outcomes = self.ask(Route::all(nodes), limit, call, take).await;
         let nodes = judge(outcomes)?;
         profiles.sort_by(|a, b| {
             let key = |p: &orb8_proto::SyscallProfile| {
@@ -197,9 +242,16 @@ impl OrbitService for Api {
     ) -> Result<Response<NodeResponse>, Status> {
         let name = request.into_inner().name;
         let mut nodes: Vec<NodeView> = self.agents.all().iter().map(|node| node.view()).collect();
+        nodes.extend(self.without_agent().into_iter().map(|name| NodeView {
+            name: name.to_string(),
+            state: NodeState::NoAgent.into(),
+            reason: "no agent runs on it".into(),
+            ..NodeView::default()
+        }));
         nodes.retain(|node| node.name.starts_with(&name));
         nodes.sort_by(|a, b| (&a.name, &a.address).cmp(&(&b.name, &b.address)));
-        Ok(Response::new(NodeResponse { nodes }))
+        let problem = self.agents.problem().unwrap_or_default();
+        Ok(Response::new(NodeResponse { nodes, problem }))
     }
 
     async fn get_totals(
@@ -216,7 +268,11 @@ impl OrbitService for Api {
         let limit = self.time_limit(&request);
         let StatusRequest { node } = request.into_inner();
         if node.is_empty() {
+            let (pod_source, peer_source) = self.cluster.as_ref().map(Cluster::sources).unzip();
             return Ok(Response::new(StatusResponse {
+                pod_source,
+                peer_source,
+                agent_source: Some(self.agent_source()),
                 version: env!("CARGO_PKG_VERSION").into(),
                 started_ns: unix_ns(self.started),
                 kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
@@ -233,7 +289,7 @@ impl OrbitService for Api {
             status = Some(answer);
             (0, 0)
         };
-        let outcomes = self.ask(&nodes, limit, call, take).await;
+        let outcomes = self.ask(Route::all(nodes), limit, call, take).await;
         let answers = judge(outcomes)?;
         status.map(Response::new).ok_or_else(|| {
             let reason = answers.first().map_or("", |answer| &answer.reason);
@@ -259,7 +315,8 @@ impl OrbitService for Api {
                 self.config.max_streams
             ))
         })?;
-        let merger = Merger::start(self.agents.clone(), request, limit).await?;
+        let merger =
+            Merger::start(self.agents.clone(), self.cluster.clone(), request, limit).await?;
         let (events, stream) = mpsc::channel(QUEUE);
         let token = self.token.clone();
         // Ends with the client, its time or the server; it holds nothing that outlives those.

@@ -8,9 +8,10 @@ use std::{
     time::Duration,
 };
 
+use orb8_k8s::{KubernetesSource, watcher};
 use serde::Deserialize;
 
-use crate::{agents::Timing, discovery::Source};
+use crate::{agents::Timing, cluster::AGENTS_REMEMBER, discovery::Source};
 
 /// gRPC port of the server.
 pub const DEFAULT_GRPC_PORT: u16 = 8080;
@@ -36,9 +37,18 @@ pub struct RawConfig {
     /// Address of /metrics, /healthz and /readyz [default: 127.0.0.1:8081]
     #[arg(long, env = "ORB8_SERVER_METRICS_LISTEN", value_name = "ADDR:PORT")]
     pub metrics_listen: Option<String>,
-    /// Where the agents are: HOST:PORT,HOST:PORT,…, dns:NAME or dns:NAME:PORT
+    /// Where the agents are: HOST:PORT,HOST:PORT,…, dns:NAME[:PORT], or
+    /// kubernetes:NAMESPACE/SERVICE[:PORT]
     #[arg(long, env = "ORB8_AGENTS", value_name = "WHERE")]
     pub agents: Option<String>,
+    /// Nodes, places of pods and names of peers from the Kubernetes API: auto (where the agents are
+    /// found by it, this is a pod, or --kubeconfig is given), on or off [default: auto]
+    #[arg(long, env = "ORB8_SERVER_KUBERNETES", value_name = "WHETHER")]
+    pub kubernetes: Option<String>,
+    /// How to reach the Kubernetes API [default: as the pod that this is, else KUBECONFIG, else
+    /// ~/.kube/config]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
     /// Allow plain text on addresses that are not loopback
     #[arg(long, env = "ORB8_INSECURE")]
     pub insecure: bool,
@@ -62,6 +72,14 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     /// Where the agents are.
     pub agents: Source,
+    /// How to reach the Kubernetes API.
+    pub kubernetes: KubernetesSource,
+    /// Whether the cluster is watched, for its nodes, the places of pods and the names of peers.
+    pub knows_cluster: bool,
+    /// How patient its watches are.
+    pub watch: watcher::Timing,
+    /// For how long agents may have rows of a pod that is gone.
+    pub agents_remember: Duration,
     /// How long agents have to answer.
     pub query_timeout: Duration,
     /// Most rows of one answer.
@@ -112,17 +130,22 @@ impl RawConfig {
             }
             None => {
                 problems.push(
-                    "agents: not said where they are; expected --agents HOST:PORT,… or \
-                     --agents dns:NAME"
+                    "agents: not said where they are; expected --agents HOST:PORT,…, --agents \
+                     dns:NAME or --agents kubernetes:NAMESPACE/SERVICE"
                         .into(),
                 );
                 Source::List(Default::default())
             }
         };
+        let (kubernetes, knows_cluster) = self.kubernetes(&agents, &mut problems);
         let config = Config {
             listen,
             metrics_listen,
             agents,
+            kubernetes,
+            knows_cluster,
+            watch: watcher::Timing::default(),
+            agents_remember: AGENTS_REMEMBER,
             query_timeout: query_timeout(self.query_timeout.as_deref(), &mut problems),
             max_rows: number("max-rows", &self.max_rows, DEFAULT_MAX_ROWS, &mut problems),
             max_streams: number(
@@ -147,10 +170,32 @@ impl RawConfig {
         fill(&mut self.listen, file.listen);
         fill(&mut self.metrics_listen, file.metrics_listen);
         fill(&mut self.agents, file.agents);
+        fill(&mut self.kubernetes, file.kubernetes);
+        fill(&mut self.kubeconfig, file.kubeconfig);
         fill(&mut self.query_timeout, file.query_timeout);
         fill(&mut self.max_rows, file.max_rows);
         fill(&mut self.max_streams, file.max_streams);
         self.insecure |= file.insecure;
+    }
+
+    /// How to reach the API, and whether the cluster is to be watched through it.
+    fn kubernetes(&self, agents: &Source, problems: &mut Vec<String>) -> (KubernetesSource, bool) {
+        if let Some(path) = self.kubeconfig.as_ref().filter(|path| !path.is_file()) {
+            problems.push(format!("kubeconfig: no file {}", path.display()));
+        }
+        let is_pod = KubernetesSource::running_as_pod();
+        let by_it = matches!(agents, Source::Kubernetes(_));
+        let wanted = match self.kubernetes.as_deref() {
+            None | Some("auto") => by_it || is_pod || self.kubeconfig.is_some(),
+            Some("on") => true,
+            Some("off") => false,
+            Some(other) => {
+                problems
+                    .push(format!("kubernetes: {other:?} is unknown; expected auto, on or off"));
+                false
+            }
+        };
+        (KubernetesSource::choose(self.kubeconfig.clone(), is_pod), wanted)
     }
 
     fn address(
@@ -231,6 +276,8 @@ mod tests {
             agents: Some("a b".into()),
             query_timeout: Some("1h".into()),
             max_rows: Some("0".into()),
+            kubernetes: Some("perhaps".into()),
+            kubeconfig: Some("/no/such/file".into()),
             ..RawConfig::default()
         };
         let error = raw.resolve().unwrap_err().to_string();
@@ -240,11 +287,28 @@ mod tests {
             "agents: \"a b\"",
             "query-timeout: \"1h\"",
             "max-rows: \"0\"",
+            "kubernetes: \"perhaps\" is unknown; expected auto, on or off",
+            "kubeconfig: no file /no/such/file",
         ] {
             assert!(error.contains(part), "{error}");
         }
-        assert_eq!(error.lines().count(), 5);
+        assert_eq!(error.lines().count(), 7);
         let error = RawConfig::default().resolve().unwrap_err().to_string();
         assert!(error.starts_with("agents: not said where they are"), "{error}");
+    }
+
+    #[test]
+    fn the_cluster_is_watched_where_its_api_is_asked_for_agents_or_that_is_said() {
+        let knows = |agents: &str, kubernetes: Option<&str>| {
+            let raw = RawConfig {
+                agents: Some(agents.into()),
+                kubernetes: kubernetes.map(str::to_owned),
+                ..RawConfig::default()
+            };
+            raw.resolve().unwrap().knows_cluster
+        };
+        assert!(knows("kubernetes:a/b", None) && knows("kubernetes:a/b", Some("auto")));
+        assert!(knows("10.0.0.1", Some("on")));
+        assert!(!knows("kubernetes:a/b", Some("off")) && !knows("10.0.0.1", None));
     }
 }

@@ -6,6 +6,7 @@
 pub mod agents;
 mod aggregator;
 mod api;
+mod cluster;
 pub mod config;
 pub mod discovery;
 mod losses;

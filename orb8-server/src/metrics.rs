@@ -155,6 +155,7 @@ impl Source for Cluster {
             answered,
             took: began.elapsed(),
             streams: self.api.open_streams(),
+            without_agent: self.api.without_agent().len(),
             usage: process::now(0),
         })
     }
@@ -181,6 +182,7 @@ struct Swept {
     answered: usize,
     took: Duration,
     streams: usize,
+    without_agent: usize,
     usage: Usage,
 }
 
@@ -256,6 +258,9 @@ impl Scrape for Swept {
         let help = "Workloads left out of the workload's series, because there are too many";
         let refused = float(self.workloads_refused);
         families.counter("orb8_workload_series_refused", help, None, none(refused))?;
+        let help = "Nodes of the cluster that no agent is known of";
+        let nodes = float(self.without_agent as u64);
+        families.gauge("orb8_nodes_without_agent", help, None, none(nodes))?;
         let help = "Traces that clients have open";
         families.gauge("orb8_open_streams", help, None, none(float(self.streams as u64)))?;
         let build = [([("version", env!("CARGO_PKG_VERSION"))], 1.0)];

@@ -43,6 +43,16 @@ impl Outcome {
         Self { status: Some(status), ..failed }
     }
 
+    /// It looked, and has something.
+    pub(crate) fn is_found(&self) -> bool {
+        self.answer.outcome() == NodeOutcome::Answered
+    }
+
+    /// It looked, and has nothing.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.code() == Code::NotFound)
+    }
+
     /// Of a node that was not waited for.
     fn passed_over(node: &Node) -> Self {
         let health = node.health();

@@ -10,6 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     agents::{self, Agents},
     api::Api,
+    cluster::Cluster,
     config::Config,
     discovery::Members,
     metrics,
@@ -66,9 +67,15 @@ impl Server {
         let agents = Agents::new(agents::plain(), config.timing);
         let (found, members) = watch::channel(Members::default());
         tracing::info!("agents: {}", config.agents);
-        tracker.spawn(config.agents.clone().follow(found, token.clone()));
+        let source = config.agents.clone();
+        let kubernetes = config.kubernetes.clone();
+        tracker.spawn(source.follow(kubernetes.clone(), config.watch, found, token.clone()));
+        let cluster = config.knows_cluster.then(|| Cluster::new(config.agents_remember));
+        if let Some(cluster) = cluster.clone() {
+            tracker.spawn(cluster.follow(kubernetes, config.watch, token.clone()));
+        }
         tracker.spawn(agents.clone().follow(members, token.clone()));
-        let api = Api::new(agents.clone(), Arc::clone(&config), token.clone());
+        let api = Api::new(agents.clone(), cluster, Arc::clone(&config), token.clone());
         tracker.spawn(metrics::serve(api.clone(), metrics, token.clone()));
         tracker.spawn(serve(api, grpc, token.clone()));
         let deadline = config.shutdown_deadline;

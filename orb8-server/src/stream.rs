@@ -18,6 +18,7 @@ use tonic::Status;
 use self::{follow::Heard, order::Order};
 use crate::{
     agents::{Agents, Node, unix_ns},
+    cluster::Cluster,
     losses::Losses,
     query::{gather, judge},
 };
@@ -35,6 +36,7 @@ type Out = mpsc::Sender<Result<Event, Status>>;
 /// One client's stream.
 pub(crate) struct Merger {
     agents: Agents,
+    cluster: Option<Cluster>,
     request: StreamRequest,
     /// When its time is over.
     deadline: Option<Instant>,
@@ -67,6 +69,7 @@ impl Merger {
     /// What every agent says is wrong with the request.
     pub(crate) async fn start(
         agents: Agents,
+        cluster: Option<Cluster>,
         request: StreamRequest,
         limit: Duration,
     ) -> Result<Self, Status> {
@@ -77,6 +80,7 @@ impl Merger {
         let (heard, inbox) = mpsc::channel(INBOX);
         let mut merger = Self {
             agents,
+            cluster,
             request,
             deadline,
             inbox,
@@ -182,7 +186,8 @@ impl Merger {
             self.take(heard, &out).await;
         }
         let rest = self.order.due(i64::MAX);
-        for event in rest {
+        for mut event in rest {
+            self.name(&mut event);
             // Nothing else is to come: the client has its time for these.
             if out.send(Ok(event)).await.is_err() {
                 return;
@@ -241,7 +246,8 @@ impl Merger {
 
     /// Records never wait for a client: those that it has no room for are lost to it, and counted.
     fn send_due(&mut self, out: &Out, due: Vec<Event>) {
-        for event in due {
+        for mut event in due {
+            self.name(&mut event);
             match out.try_send(Ok(event)) {
                 Ok(()) => self.tally.delivered += 1,
                 Err(_) => self.tally.lost += 1,
@@ -249,6 +255,15 @@ impl Merger {
         }
         if self.tally.lost > self.tally.told && out.try_send(Ok(self.report(false))).is_ok() {
             self.tally.told = self.tally.lost;
+        }
+    }
+
+    /// By now the API had as long to tell of the other end as the record waited for its turn.
+    fn name(&self, event: &mut Event) {
+        if let (Some(cluster), Some(event::Event::NetworkFlow(flow))) =
+            (&self.cluster, &mut event.event)
+        {
+            cluster.name(flow);
         }
     }
 

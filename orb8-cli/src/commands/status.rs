@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use orb8_proto::{Node, PodSource, PodSourceState, StatusRequest, StatusResponse};
+use orb8_proto::{AgentSource, Node, PodSource, PodSourceState, StatusRequest, StatusResponse};
 use orb8_transport::broken_by;
 use tonic::{Code, Status};
 
@@ -150,6 +150,11 @@ fn write_for_people(status: &StatusResponse, look: Look, out: &mut dyn Write) ->
         let pods_are_known = status.pod_source.as_ref().is_some_and(|pods| !pods.kind.is_empty());
         writeln!(out, "Peers:    {}", peers(source, pods_are_known))?;
     }
+    if let Some(AgentSource { source, agents, problem }) = &status.agent_source {
+        let gap = if problem.is_empty() { "" } else { "; may be old: " };
+        let [source, problem] = [source, problem].map(|text| escape::for_terminal(text));
+        writeln!(out, "Agents:   {agents} known, from {source}{gap}{problem}")?;
+    }
     section(node::SIGNALS, &status.signals, "no signals", look, out)?;
     section(node::INTERFACES, &status.interfaces, "no interfaces", look, out)?;
     section(node::MAPS, &status.maps, "no kernel maps", look, out)?;
@@ -248,11 +253,20 @@ fn as_value<'a>(status: &'a StatusResponse, nodes: Option<&'a [Node]>) -> Value<
         ("pod_source", status.pod_source.as_ref().map_or(Value::Absent, pod_source)),
         ("runtime_source", status.runtime_source.as_ref().map_or(Value::Absent, pod_source)),
         ("peer_source", status.peer_source.as_ref().map_or(Value::Absent, pod_source)),
+        ("agent_source", status.agent_source.as_ref().map_or(Value::Absent, agent_source)),
     ];
     if let Some(nodes) = nodes {
         fields.push(("nodes", rows(NODES, nodes)));
     }
     Value::Map(fields)
+}
+
+fn agent_source(source: &AgentSource) -> Value<'_> {
+    Value::Map(vec![
+        ("source", Value::text(&source.source)),
+        ("agents", Value::Number(source.agents)),
+        ("problem", Value::text(&source.problem)),
+    ])
 }
 
 fn pod_source(source: &PodSource) -> Value<'_> {
@@ -336,6 +350,11 @@ mod tests {
                 reason: "connection tracking cannot be asked\u{1b}[2J".into(),
                 ..PodSource::default()
             }),
+            agent_source: Some(AgentSource {
+                source: "kubernetes:orb8-system/orb8-agent".into(),
+                agents: 12,
+                problem: "the API is away\u{1b}[2J".into(),
+            }),
         }
     }
 
@@ -353,7 +372,9 @@ mod tests {
         let parts = ["node-1", "degraded   no ring", "40.0 MiB resident", "-7", "ring_full   12"];
         let runtime = "38 pods known to containerd 2.0.1 at /run/containerd/containerd.sock";
         let peers = "this node and its pods are known, connection tracking cannot be asked";
-        for part in parts.into_iter().chain([pods, runtime, peers]) {
+        let agents =
+            "12 known, from kubernetes:orb8-system/orb8-agent; may be old: the API is away";
+        for part in parts.into_iter().chain([pods, runtime, peers, agents]) {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
         assert!(text.contains("no kernel maps"), "{text}");

@@ -139,7 +139,7 @@ mod tests {
                 name: "db".into(),
                 ip: "10.0.0.2".into(),
                 port: 80,
-                workload: String::new(),
+                ..Peer::default()
             }),
             ..NetworkFlow::default()
         }

@@ -58,6 +58,7 @@ pub(super) fn fields(peer: Option<&Peer>) -> Value<'_> {
         ("workload", Value::text(&peer.workload)),
         ("ip", Value::text(&peer.ip)),
         ("port", Value::number(peer.port)),
+        ("named_by", enum_name(peer.named_by().as_str_name(), "NAMED_BY_")),
     ])
 }
 
@@ -78,7 +79,7 @@ mod tests {
             name: name.into(),
             ip: "fd00::7".into(),
             port: 80,
-            workload: String::new(),
+            ..Peer::default()
         }
     }
 

@@ -158,6 +158,8 @@ pub struct Peer {
     /// 0 where the protocol has none
     #[prost(uint32, tag = "6")]
     pub port: u32,
+    #[prost(enumeration = "NamedBy", tag = "7")]
+    pub named_by: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PodQuery {
@@ -620,6 +622,22 @@ pub struct StatusResponse {
     pub runtime_source: ::core::option::Option<PodSource>,
     #[prost(message, optional, tag = "12")]
     pub peer_source: ::core::option::Option<PodSource>,
+    /// of a server
+    #[prost(message, optional, tag = "13")]
+    pub agent_source: ::core::option::Option<AgentSource>,
+}
+/// Where a server finds its agents, and how current that is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AgentSource {
+    /// as it was written, e.g. "kubernetes:orb8-system/orb8-agent"
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    /// that are known
+    #[prost(uint64, tag = "2")]
+    pub agents: u64,
+    /// why they may not be those that there are; empty: they are
+    #[prost(string, tag = "3")]
+    pub problem: ::prost::alloc::string::String,
 }
 /// Where names come from, and how current they are: those of this node's pods, and those of peers
 /// beyond them.
@@ -831,6 +849,9 @@ pub struct NodeResponse {
     /// by name
     #[prost(message, repeated, tag = "1")]
     pub nodes: ::prost::alloc::vec::Vec<Node>,
+    /// why the list may be old; empty: it is not
+    #[prost(string, tag = "2")]
+    pub problem: ::prost::alloc::string::String,
 }
 /// A node as a server sees it.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1084,6 +1105,35 @@ impl FlowSort {
             "FLOW_SORT_BYTES" => Some(Self::Bytes),
             "FLOW_SORT_PACKETS" => Some(Self::Packets),
             "FLOW_SORT_TIME" => Some(Self::Time),
+            _ => None,
+        }
+    }
+}
+/// Who gave an end of a flow its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum NamedBy {
+    /// the agent that saw the flow, or nobody
+    Unspecified = 0,
+    /// a server, which knows the whole cluster, where the agent had no name
+    Server = 1,
+}
+impl NamedBy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "NAMED_BY_UNSPECIFIED",
+            Self::Server => "NAMED_BY_SERVER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NAMED_BY_UNSPECIFIED" => Some(Self::Unspecified),
+            "NAMED_BY_SERVER" => Some(Self::Server),
             _ => None,
         }
     }
@@ -1400,6 +1450,9 @@ pub enum NodeState {
     /// connected, and does not answer
     Silent = 3,
     Unreachable = 4,
+    /// A node of the cluster where no agent is to run, or none has been started. It is not asked, and
+    /// answers do not count it as missing.
+    NoAgent = 5,
 }
 impl NodeState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1413,6 +1466,7 @@ impl NodeState {
             Self::Ready => "NODE_STATE_READY",
             Self::Silent => "NODE_STATE_SILENT",
             Self::Unreachable => "NODE_STATE_UNREACHABLE",
+            Self::NoAgent => "NODE_STATE_NO_AGENT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1423,6 +1477,7 @@ impl NodeState {
             "NODE_STATE_READY" => Some(Self::Ready),
             "NODE_STATE_SILENT" => Some(Self::Silent),
             "NODE_STATE_UNREACHABLE" => Some(Self::Unreachable),
+            "NODE_STATE_NO_AGENT" => Some(Self::NoAgent),
             _ => None,
         }
     }

@@ -127,8 +127,9 @@ impl Agents {
         *self.inner.problem.write().unwrap_or_else(PoisonError::into_inner) = members.problem;
         let mut nodes = self.write();
         let before = nodes.len();
-        nodes.retain(|address, node| {
-            let stays = members.agents.iter().any(|member| member.address == *address);
+        nodes.retain(|_, node| {
+            // Addresses are used again: on another node it is another agent.
+            let stays = members.agents.contains(node.member());
             if !stays {
                 node.retire();
             }

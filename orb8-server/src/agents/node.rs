@@ -121,6 +121,11 @@ impl Node {
         node
     }
 
+    /// As its source told of it.
+    pub(super) fn member(&self) -> &Member {
+        &self.member
+    }
+
     /// `HOST:PORT` of the agent.
     #[must_use]
     pub fn address(&self) -> &str {

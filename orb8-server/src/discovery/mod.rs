@@ -1,10 +1,12 @@
 //! Where the agents are. Each source publishes the whole list whenever it changes.
 
 mod dns;
+mod kubernetes;
 mod list;
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
+use orb8_k8s::{KubernetesSource, watcher::Timing};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -41,13 +43,26 @@ pub enum Source {
         /// Of every agent.
         port: u16,
     },
+    /// `kubernetes:NAMESPACE/SERVICE[:PORT]`: the endpoints of a Service.
+    Kubernetes(ServiceName),
+}
+
+/// A Service that agents are behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Of every agent, where that is not the Service's port `grpc`.
+    pub port: Option<u16>,
 }
 
 /// A source that is written in no known form.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "agents: {0:?} is no source of agents; expected addresses such as 10.0.0.1:9090,node-2:9090, or \
-     dns:NAME[:PORT]"
+    "agents: {0:?} is no source of agents; expected addresses such as 10.0.0.1:9090,node-2:9090, \
+     dns:NAME[:PORT], or kubernetes:NAMESPACE/SERVICE[:PORT]"
 )]
 pub struct SourceError(String);
 
@@ -59,6 +74,9 @@ impl FromStr for Source {
         if let Some(name) = written.strip_prefix("dns:") {
             let (name, port) = host_and_port(name).ok_or_else(error)?;
             return Ok(Self::Dns { name, port });
+        }
+        if let Some(service) = written.strip_prefix("kubernetes:") {
+            return service_name(service).map(Self::Kubernetes).ok_or_else(error);
         }
         let agents = written.split(',').map(|one| {
             let (host, port) = host_and_port(one.trim())?;
@@ -73,14 +91,40 @@ impl fmt::Display for Source {
         match self {
             Self::List(agents) => write!(f, "a list of {}", agents.len()),
             Self::Dns { name, port } => write!(f, "dns:{name}:{port}"),
+            Self::Kubernetes(ServiceName { namespace, name, port }) => {
+                write!(f, "kubernetes:{namespace}/{name}")?;
+                port.map_or(Ok(()), |port| write!(f, ":{port}"))
+            }
         }
     }
 }
 
 impl Source {
-    /// Publishes the members until `token` says stop.
-    pub async fn follow(self, members: watch::Sender<Members>, token: CancellationToken) {
+    /// The name that agents prove to have by their certificates, where it is not that of the host
+    /// that is connected to: members found by a Service have IP addresses.
+    #[must_use]
+    pub fn server_name(&self) -> Option<String> {
         match self {
+            Self::Kubernetes(ServiceName { namespace, name, .. }) => {
+                Some(format!("{name}.{namespace}.svc"))
+            }
+            Self::List(_) | Self::Dns { .. } => None,
+        }
+    }
+
+    /// Publishes the members until `token` says stop. `api` is asked where it has to be, as patiently
+    /// as `timing` says.
+    pub async fn follow(
+        self,
+        api: KubernetesSource,
+        timing: Timing,
+        members: watch::Sender<Members>,
+        token: CancellationToken,
+    ) {
+        match self {
+            Self::Kubernetes(service) => {
+                kubernetes::follow(&service, api, timing, &members, token).await;
+            }
             Self::List(agents) => list::publish(agents, &members),
             Self::Dns { name, port } => {
                 token.run_until_cancelled(dns::follow(&name, port, &members)).await;
@@ -105,6 +149,29 @@ fn host_and_port(written: &str) -> Option<(String, u16)> {
     (!host.is_empty() && host.chars().all(fits)).then(|| (host.to_owned(), port))
 }
 
+/// `NAMESPACE/SERVICE` or `NAMESPACE/SERVICE:PORT`
+fn service_name(written: &str) -> Option<ServiceName> {
+    let (namespace, service) = written.split_once('/')?;
+    let (name, port) = match service.split_once(':') {
+        Some((name, port)) => (name, Some(port.parse().ok().filter(|port| *port > 0)?)),
+        None => (service, None),
+    };
+    // A DNS label (RFC 1123), as the API has it.
+    let is_label = |text: &str| {
+        let fits = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+        (1..=63).contains(&text.len())
+            && text.bytes().all(fits)
+            && !text.starts_with('-')
+            && !text.ends_with('-')
+    };
+    let names = [namespace, name];
+    names.into_iter().all(is_label).then(|| ServiceName {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        port,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -112,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_is_a_list_or_a_name() {
+    fn a_source_is_a_list_a_name_or_a_service() {
         let list: Source = "10.0.0.1, node-2:9999,[fd00::1]:1,fd00::2".parse().unwrap();
         let Source::List(agents) = list else { panic!("{list:?}") };
         let addresses: Vec<_> = agents.iter().map(|agent| agent.address.as_str()).collect();
@@ -120,7 +187,33 @@ mod tests {
         let dns: Source = "dns:orb8-agent.orb8-system".parse().unwrap();
         let name = "orb8-agent.orb8-system".to_owned();
         assert_eq!(dns, Source::Dns { name, port: AGENT_PORT });
-        for wrong in ["", "a,,b", "dns:", "host:0", "host:70000", "a b", "http://x"] {
+        for (written, port) in
+            [("kubernetes:orb8-system/orb8-agent", None), ("kubernetes:a/b:9999", Some(9_999))]
+        {
+            let source: Source = written.parse().unwrap();
+            let Source::Kubernetes(service) = &source else { panic!("{source:?}") };
+            assert_eq!((service.port, &*source.to_string()), (port, written));
+        }
+        let source: Source = "kubernetes:orb8-system/orb8-agent".parse().unwrap();
+        assert_eq!(source.server_name().as_deref(), Some("orb8-agent.orb8-system.svc"));
+        for wrong in [
+            "",
+            "a,,b",
+            "dns:",
+            "host:0",
+            "host:70000",
+            "a b",
+            "http://x",
+            "kubernetes:",
+            "kubernetes:orb8-agent",
+            "kubernetes:/orb8-agent",
+            "kubernetes:orb8-system/",
+            "kubernetes:orb8-system/orb8-agent:0",
+            "kubernetes:orb8-system/orb8-agent:grpc",
+            "kubernetes:orb8-system/a/b",
+            "kubernetes:Orb8/agent",
+            "kubernetes:-a/b",
+        ] {
             let error = wrong.parse::<Source>().unwrap_err().to_string();
             assert!(error.contains(&format!("{wrong:?}")), "{error}");
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use orb8_proto::{PodTraffic, orbit_service_server::OrbitServiceServer};
+use orb8_proto::{NetworkFlow, PodTraffic, orbit_service_server::OrbitServiceServer};
 use tokio::net::TcpListener;
 use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,8 @@ pub struct SimNode {
     pub name: String,
     /// Its pods with their traffic. Flows are made of them, one for each pod.
     pub pods: Vec<PodTraffic>,
+    /// What all flows have that pods do not say. Those without a time are of just now.
+    pub flow: NetworkFlow,
     /// Records of a trace, a second.
     pub events: u32,
 }
@@ -62,7 +64,16 @@ impl SimNode {
                 ..PodTraffic::default()
             }
         };
-        Self { name: name.to_owned(), pods: (0..pods).map(pod).collect(), events: 0 }
+        let flow = NetworkFlow {
+            src_ip: "10.0.0.1".into(),
+            dst_ip: "10.0.0.2".into(),
+            src_port: 40_000,
+            dst_port: 80,
+            protocol: "tcp".into(),
+            interface: "veth0".into(),
+            ..NetworkFlow::default()
+        };
+        Self { name: name.to_owned(), pods: (0..pods).map(pod).collect(), flow, events: 0 }
     }
 }
 

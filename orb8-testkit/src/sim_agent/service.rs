@@ -87,23 +87,18 @@ fn coverage(node: &SimNode, rows: usize) -> Coverage {
     }
 }
 
-fn flow(pod: &PodTraffic) -> NetworkFlow {
+fn flow(node: &SimNode, pod: &PodTraffic) -> NetworkFlow {
+    let like = &node.flow;
     NetworkFlow {
         namespace: pod.namespace.clone(),
         pod_name: pod.pod_name.clone(),
         workload: pod.workload.clone(),
         pod_uid: pod.pod_uid.clone(),
         node: pod.node.clone(),
-        src_ip: "10.0.0.1".into(),
-        dst_ip: "10.0.0.2".into(),
-        src_port: 40_000,
-        dst_port: 80,
-        protocol: "tcp".into(),
         bytes: pod.egress_bytes,
         packets: pod.egress_packets,
-        timestamp_ns: unix_ns(),
-        interface: "veth0".into(),
-        ..NetworkFlow::default()
+        timestamp_ns: if like.timestamp_ns == 0 { unix_ns() } else { like.timestamp_ns },
+        ..like.clone()
     }
 }
 
@@ -141,7 +136,7 @@ impl OrbitService for Service {
         let query = request.into_inner();
         let pods = matching(&node, &query.namespace, &query.pod_name)?;
         let coverage = Some(coverage(&node, pods.len()));
-        let mut flows: Vec<NetworkFlow> = pods.iter().map(flow).collect();
+        let mut flows: Vec<NetworkFlow> = pods.iter().map(|pod| flow(&node, pod)).collect();
         flows.sort_by_key(|flow| Reverse(flow.bytes));
         flows.truncate(query.limit as usize);
         Ok(Response::new(FlowResponse { flows, coverage }))
@@ -182,7 +177,7 @@ impl OrbitService for Service {
             started_ns: self.state.started_ns,
             ..Node::default()
         };
-        Ok(Response::new(NodeResponse { nodes: vec![node] }))
+        Ok(Response::new(NodeResponse { nodes: vec![node], ..<_>::default() }))
     }
 
     async fn get_totals(
@@ -266,7 +261,7 @@ async fn play(
         while due >= 10 {
             due -= 10;
             let Some(pod) = pods.next() else { break };
-            events.send(event(event::Event::NetworkFlow(flow(pod)))).await?;
+            events.send(event(event::Event::NetworkFlow(flow(&node, pod)))).await?;
             delivered += 1;
         }
     }
