@@ -40,7 +40,8 @@ impl<A: Eq + Hash, O: Copy + Eq> Addresses<A, O> {
     /// Notes when `owner` had `address`, in place of what was known about that. True when it is
     /// news.
     pub(super) fn set(&mut self, address: A, owner: O, mut tenure: Tenure) -> bool {
-        let tenants = self.0.entry(address).or_default();
+        // Nearly all have one owner, and there are as many as pods.
+        let tenants = self.0.entry(address).or_insert_with(|| Vec::with_capacity(1));
         match tenants.iter_mut().find(|(tenant, _)| *tenant == owner) {
             Some((_, known)) => {
                 // That it had the address stays true, whatever is told about it later.

@@ -67,6 +67,7 @@ impl Pod {
         self.labels = Labels::default();
         self.containers = Vec::new();
         self.config_hash = None;
+        self.ips.shrink_to_fit();
     }
 
     /// A CronJob names its Jobs after the minute that they were due.

@@ -78,8 +78,8 @@ impl Api {
     /// Nodes of the cluster that no agent is known of.
     pub(crate) fn without_agent(&self) -> BTreeSet<Arc<str>> {
         let mut nodes = self.cluster.as_ref().map(Cluster::nodes).unwrap_or_default();
-        for agent in self.agents.all() {
-            nodes.remove(&*agent.name());
+        for name in self.agents.all().iter().flat_map(|agent| agent.node_names()) {
+            nodes.remove(&*name);
         }
         nodes
     }

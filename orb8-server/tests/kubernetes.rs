@@ -169,7 +169,8 @@ async fn agents_come_and_go_by_slices_and_stay_while_the_api_is_away() {
     let error = client.query_pods(query).await.unwrap_err();
     let told = (error.code(), error.message());
     assert_eq!(told, (Code::FailedPrecondition, "node tainted has no agent"));
-    assert!(get(&server, "/metrics").await.contains("\norb8_nodes_without_agent 2.0\n"));
+    let metrics = get(&server, "/metrics").await;
+    assert!(metrics.contains("\norb8_nodes_without_agent{} 2.0\n"), "{metrics}");
 
     // The API is away; meanwhile b goes and c comes.
     api.refuse(true);
@@ -368,7 +369,7 @@ async fn who_is_asked_never_changes_what_is_answered() {
         api.apply(node(name, "192.168.0.1")).unwrap();
         agents.push(agent(name, 0).await);
     }
-    // Its node goes by another name in the cluster, so it is not known what it has.
+    // The cluster knows no node of this name, so it is not known what it has.
     let stranger = agent("stranger", 0).await;
     let everybody: Vec<String> =
         agents.iter().chain([&stranger]).map(|agent| agent.address().to_string()).collect();

@@ -143,6 +143,13 @@ impl Node {
         }
     }
 
+    /// Every name that its node is known by: to its source, and to itself.
+    #[must_use]
+    pub fn node_names(&self) -> Vec<String> {
+        let told = Some(self.lock().told.name.clone()).filter(|told| !told.is_empty());
+        self.member.node.iter().cloned().chain(told).collect()
+    }
+
     /// To ask it something.
     #[must_use]
     pub fn client(&self) -> Client {

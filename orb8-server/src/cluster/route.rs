@@ -4,6 +4,7 @@
 //! pods everybody is asked, and where those that should have them do not, the others are asked too.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -43,9 +44,10 @@ impl Route {
         let Some(places) = cluster.nodes_of(namespace, prefix) else { return Self::all(nodes) };
         let cluster = cluster.nodes();
         let (asked, others): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|node| {
-            let name = &*node.name();
-            // Of an agent that goes by another name than its node it is not known what it has.
-            places.contains(name) || !cluster.contains(name)
+            let names = node.node_names();
+            let any = |known: &BTreeSet<Arc<str>>| names.iter().any(|name| known.contains(&**name));
+            // Of an agent on no node of the cluster it is not known what it has.
+            any(&places) || !any(&cluster)
         });
         if asked.is_empty() { Self::all(others) } else { Self { asked, others } }
     }
