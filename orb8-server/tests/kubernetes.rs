@@ -452,10 +452,10 @@ async fn the_node_of_a_pod_that_is_gone_is_asked_for_as_long_as_its_agent_may_re
     api.apply(pod("shop", "web-1", "n1", "10.0.1.1", hour_ago)).unwrap();
     let addresses: Vec<String> = agents.iter().map(|a| a.address().to_string()).collect();
     let change = |config: &mut Config| config.agents_remember = remember;
+    let began = Instant::now();
     let (_server, mut client, _dir) = serve(&api, &addresses.join(","), change).await;
     // Pods may have gone just before the server began.
     wait!("the agents", states(&mut client).await.len(), 3);
-    let began = Instant::now();
     let first = ask(&mut client, "shop", "").await.1;
     assert!(first.len() == 3 || began.elapsed() > remember, "{first:?}");
     wait!("fewer nodes", ask(&mut client, "shop", "").await.1, ["n0", "n1"]);

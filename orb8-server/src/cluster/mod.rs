@@ -19,7 +19,7 @@ use crate::agents::unix_ns;
 
 /// Agents have rows of a pod for five minutes after its last packet, and take up to two more to book
 /// it and to let go of it.
-pub const AGENTS_REMEMBER: Duration = Duration::from_secs(480);
+pub(crate) const AGENTS_REMEMBER: Duration = Duration::from_secs(480);
 /// Pods, Services and nodes that are gone, and kept for that long. With more of them late flows lose
 /// names, and questions about a few pods go to all nodes.
 const MOST_GONE: usize = 50_000;
