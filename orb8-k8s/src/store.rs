@@ -121,7 +121,8 @@ impl PodStore {
         self.replace_and(list, now, || ());
     }
 
-    /// As [`Self::replace`], with `and` done before anybody sees the new pods.
+    /// Takes in all pods that there are: the others are gone. `and` is done before anybody sees the
+    /// new pods.
     pub fn replace_and(&self, list: Vec<Observed>, now: i64, and: impl FnOnce()) {
         let mut known = self.write();
         and();

@@ -37,8 +37,8 @@ pub struct RawConfig {
     /// Address of /metrics, /healthz and /readyz [default: 127.0.0.1:8081]
     #[arg(long, env = "ORB8_SERVER_METRICS_LISTEN", value_name = "ADDR:PORT")]
     pub metrics_listen: Option<String>,
-    /// Where the agents are: HOST:PORT,HOST:PORT,…, dns:NAME[:PORT], or
-    /// kubernetes:NAMESPACE/SERVICE[:PORT]
+    /// Where the agents are: HOST:PORT,HOST:PORT,…, dns:NAME, or kubernetes:NAMESPACE/SERVICE, both
+    /// with :PORT where that is not the agents' usual one
     #[arg(long, env = "ORB8_AGENTS", value_name = "WHERE")]
     pub agents: Option<String>,
     /// Nodes, places of pods and names of peers from the Kubernetes API: auto (where the agents are
