@@ -163,6 +163,22 @@ async fn agents_come_and_go_by_slices_and_stay_while_the_api_is_away() {
     let both = all([("a", well), ("b", well), ("c", none), ("tainted", none)]);
     wait!("the second agent", states(&mut client).await, both);
     assert_eq!(problem(&mut client).await, "");
+    // One list and one watch of each kind, and of the agents' own slices.
+    let own = "/apis/discovery.k8s.io/v1/namespaces/orb8-system/endpointslices";
+    let all_slices = "/apis/discovery.k8s.io/v1/endpointslices";
+    let mut expected =
+        ["/api/v1/nodes", "/api/v1/pods", "/api/v1/services", all_slices, own].repeat(2);
+    expected.sort_unstable();
+    let requests = || {
+        let mut paths: Vec<String> = api.requests().into_iter().map(|r| r.path).collect();
+        paths.sort_unstable();
+        paths
+    };
+    wait!("lists and watches", requests(), expected);
+    let selected = |r: &orb8_testkit::kube_api::LoggedRequest| {
+        r.parameter("labelSelector") == Some("kubernetes.io/service-name=orb8-agent")
+    };
+    assert!(api.requests().iter().filter(|r| r.path == own).all(selected));
     let answer = client.query_pods(PodQuery::default()).await.unwrap().into_inner();
     assert_eq!(asked(answer.coverage), ["a", "b"], "a node without an agent is not missing");
     let query = PodQuery { node: "tainted".into(), ..PodQuery::default() };
