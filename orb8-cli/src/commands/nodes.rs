@@ -39,8 +39,7 @@ pub(super) async fn run(cli: &Cli, args: &NodesArgs, notes: &Notes) -> Result<Ex
         notes.info("no nodes: the server knows no agents");
     }
     notes.info(&summary(&nodes));
-    let ready = !nodes.is_empty() && nodes.iter().all(is_ready);
-    Ok(if ready { Exit::Complete } else { Exit::Partial })
+    Ok(if all_ready(&nodes) { Exit::Complete } else { Exit::Partial })
 }
 
 /// Nodes whose name starts like this.
@@ -51,15 +50,31 @@ pub(super) async fn list(client: &Client, peer: &Peer, prefix: &str) -> Result<V
     answer(peer, call).await
 }
 
-pub(super) fn is_ready(node: &Node) -> bool {
+fn is_ready(node: &Node) -> bool {
     node.state() == NodeState::Ready
+}
+
+/// Whether it has an agent. Where none is meant to run, none is missing.
+fn has_agent(node: &&Node) -> bool {
+    node.state() != NodeState::NoAgent
+}
+
+/// Whether there are agents, and all of them answer.
+pub(super) fn all_ready(nodes: &[Node]) -> bool {
+    let mut with_agent = nodes.iter().filter(has_agent).peekable();
+    with_agent.peek().is_some() && with_agent.all(is_ready)
 }
 
 /// How many are ready, as the last line says it.
 pub(super) fn summary(nodes: &[Node]) -> String {
     let count = |nodes: usize| grouped(u64::try_from(nodes).unwrap_or(u64::MAX));
     let ready = nodes.iter().filter(|node| is_ready(node)).count();
-    format!("{}/{} nodes ready", count(ready), count(nodes.len()))
+    let with_agent = nodes.iter().filter(has_agent).count();
+    let without = match nodes.len() - with_agent {
+        0 => String::new(),
+        without => format!(", {} without an agent", count(without)),
+    };
+    format!("{}/{} nodes ready{without}", count(ready), count(with_agent))
 }
 
 fn unknown(prefix: &str, all: &[Node]) -> String {
@@ -79,6 +94,18 @@ fn unknown(prefix: &str, all: &[Node]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_without_an_agent_is_told_and_does_not_count_as_missing() {
+        let node = |state: NodeState| Node { state: state.into(), ..Node::default() };
+        let mut nodes = vec![node(NodeState::Ready), node(NodeState::NoAgent)];
+        assert_eq!(summary(&nodes), "1/1 nodes ready, 1 without an agent");
+        assert!(all_ready(&nodes));
+        nodes.push(node(NodeState::Silent));
+        assert_eq!(summary(&nodes), "1/2 nodes ready, 1 without an agent");
+        assert!(!all_ready(&nodes));
+        assert!(!all_ready(&[node(NodeState::NoAgent)]));
+    }
 
     #[test]
     fn a_node_that_is_not_there_lists_those_that_are() {

@@ -56,7 +56,7 @@ pub(super) async fn run(cli: &Cli, args: &StatusArgs, notes: &Notes) -> Result<E
         return Ok(Exit::Complete);
     };
     notes.info(&nodes::summary(&nodes));
-    let ready = !nodes.is_empty() && nodes.iter().all(nodes::is_ready);
+    let ready = nodes::all_ready(&nodes);
     Ok(if ready { Exit::Complete } else { Exit::Partial })
 }
 

@@ -111,7 +111,8 @@ impl Told {
         // What cannot be known by then stays unknown: the user waits.
         let Ok(Ok(nodes)) = timeout(LAST_QUESTION, asking).await else { return };
         for known in nodes.into_inner().nodes {
-            let wanted = node.is_empty() || known.name == node;
+            let has_agent = known.state() != NodeState::NoAgent;
+            let wanted = has_agent && (node.is_empty() || known.name == node);
             if wanted && !self.answers.contains_key(&known.name) {
                 let outcome = match known.state() {
                     NodeState::Unreachable => NodeOutcome::Unreachable,
