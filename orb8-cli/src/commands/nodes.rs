@@ -1,6 +1,6 @@
 //! `orb8 nodes`: the nodes that a server knows, and how their agents do.
 
-use orb8_proto::{Node, NodeQuery, NodeState};
+use orb8_proto::{Node, NodeQuery, NodeResponse, NodeState};
 
 use super::look;
 use crate::{
@@ -28,9 +28,12 @@ pub(super) async fn run(cli: &Cli, args: &NodesArgs, notes: &Notes) -> Result<Ex
     let session =
         Session::open(&target, &cli.global.connection, &setup, Purpose::Watch, notes).await?;
     let prefix = args.name.clone().unwrap_or_default();
-    let mut nodes = list(&session.client, &session.peer, &prefix).await?;
+    let NodeResponse { mut nodes, problem } = list(&session.client, &session.peer, &prefix).await?;
+    if !problem.is_empty() {
+        notes.warning(&format!("the list of nodes may be old: {problem}"));
+    }
     if nodes.is_empty() && !prefix.is_empty() {
-        let all = list(&session.client, &session.peer, "").await?;
+        let all = list(&session.client, &session.peer, "").await?.nodes;
         return Err(anyhow::anyhow!(unknown(&prefix, &all)).into());
     }
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -43,15 +46,24 @@ pub(super) async fn run(cli: &Cli, args: &NodesArgs, notes: &Notes) -> Result<Ex
 }
 
 /// Nodes whose name starts like this.
-pub(super) async fn list(client: &Client, peer: &Peer, prefix: &str) -> Result<Vec<Node>, Failure> {
+pub(super) async fn list(
+    client: &Client,
+    peer: &Peer,
+    prefix: &str,
+) -> Result<NodeResponse, Failure> {
     let mut client = client.clone();
     let query = question(NodeQuery { name: prefix.to_owned() });
-    let call = async { Ok(client.list_nodes(query).await?.into_inner().nodes) };
+    let call = async { Ok(client.list_nodes(query).await?.into_inner()) };
     answer(peer, call).await
 }
 
 fn is_ready(node: &Node) -> bool {
     node.state() == NodeState::Ready
+}
+
+/// Whether its agent should answer and does not.
+pub(super) fn is_missing(node: &Node) -> bool {
+    has_agent(&node) && !is_ready(node)
 }
 
 /// Whether it has an agent. Where none is meant to run, none is missing.

@@ -80,7 +80,7 @@ async fn ask(
     let status = answer(&session.peer, call).await?.map_err(Failure::NoAnswer)?;
     // An agent says on which node it is.
     let nodes = match status.node.as_str() {
-        "" => Some(nodes::list(&session.client, &session.peer, "").await?),
+        "" => Some(nodes::list(&session.client, &session.peer, "").await?.nodes),
         _ => None,
     };
     Ok((status, nodes))
@@ -99,7 +99,7 @@ fn write_server(
 ) -> io::Result<()> {
     write_process("Server", "orb8-server", status, out)?;
     writeln!(out, "Nodes:    {}", nodes::summary(nodes))?;
-    let missing: Vec<Node> = nodes.iter().filter(|node| !nodes::is_ready(node)).cloned().collect();
+    let missing: Vec<Node> = nodes.iter().filter(|node| nodes::is_missing(node)).cloned().collect();
     if missing.is_empty() {
         return out.flush();
     }

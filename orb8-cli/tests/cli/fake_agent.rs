@@ -314,7 +314,7 @@ impl OrbitService for Service {
         let prefix = request.into_inner().name;
         let mut nodes = self.script.nodes.clone()?;
         nodes.retain(|node| node.name.starts_with(&prefix));
-        Ok(Response::new(NodeResponse { nodes }))
+        Ok(Response::new(NodeResponse { nodes, problem: String::new() }))
     }
 
     async fn get_totals(
