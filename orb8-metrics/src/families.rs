@@ -5,7 +5,7 @@ use std::fmt;
 use orb8_proto::Usage;
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, text},
+    encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric, text},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::{Registry, Unit},
 };
@@ -31,12 +31,12 @@ impl Families<'_> {
     ///
     /// # Errors
     /// The writer's own.
-    pub fn counter<'l, L: AsRef<[Label<'l>]>>(
+    pub fn counter<'l, L: AsRef<[Label<'l>]>, N: EncodeCounterValue>(
         &mut self,
         name: &str,
         help: &str,
         unit: Option<&Unit>,
-        series: impl IntoIterator<Item = (L, f64)>,
+        series: impl IntoIterator<Item = (L, N)>,
     ) -> fmt::Result {
         self.family((name, help, unit, MetricType::Counter), series, ConstCounter::new)
     }
@@ -45,39 +45,36 @@ impl Families<'_> {
     ///
     /// # Errors
     /// The writer's own.
-    pub fn gauge<'l, L: AsRef<[Label<'l>]>>(
+    pub fn gauge<'l, L: AsRef<[Label<'l>]>, N: EncodeGaugeValue>(
         &mut self,
         name: &str,
         help: &str,
         unit: Option<&Unit>,
-        series: impl IntoIterator<Item = (L, f64)>,
+        series: impl IntoIterator<Item = (L, N)>,
     ) -> fmt::Result {
         self.family((name, help, unit, MetricType::Gauge), series, ConstGauge::new)
     }
 
-    /// What a process costs, under the names that Prometheus' client libraries use.
+    /// What the process of `whom` costs, such as "the agent", under the names that Prometheus' client
+    /// libraries use.
     ///
     /// # Errors
     /// The writer's own.
-    pub fn process(&mut self, usage: &Usage) -> fmt::Result {
-        #[expect(clippy::cast_precision_loss, reason = "numbers below 2^53")]
-        let float = |n: u64| n as f64;
-        let one = |value| [([] as [Label<'_>; 0], value)];
+    pub fn process(&mut self, whom: &str, usage: &Usage) -> fmt::Result {
         let (seconds, bytes) = (Some(&Unit::Seconds), Some(&Unit::Bytes));
-        let cpu = "User and system CPU time of this process";
-        self.counter("process_cpu", cpu, seconds, one(usage.cpu_seconds))?;
-        let memory = "Resident memory of this process";
-        let resident = float(usage.resident_bytes);
-        self.gauge("process_resident_memory", memory, bytes, one(resident))?;
-        let fds = "Open descriptors of this process";
-        self.gauge("process_open_fds", fds, None, one(float(usage.open_fds)))
+        let help = format!("User and system CPU time of {whom}");
+        self.counter("process_cpu", &help, seconds, one(usage.cpu_seconds))?;
+        let help = format!("Resident memory of {whom}");
+        self.gauge("process_resident_memory", &help, bytes, one(usage.resident_bytes))?;
+        let help = format!("Open descriptors of {whom}");
+        self.gauge("process_open_fds", &help, None, one(usage.open_fds))
     }
 
-    fn family<'l, L: AsRef<[Label<'l>]>, M: EncodeMetric>(
+    fn family<'l, L: AsRef<[Label<'l>]>, N, M: EncodeMetric>(
         &mut self,
         (name, help, unit, kind): (&str, &str, Option<&Unit>, MetricType),
-        series: impl IntoIterator<Item = (L, f64)>,
-        metric: impl Fn(f64) -> M,
+        series: impl IntoIterator<Item = (L, N)>,
+        metric: impl Fn(N) -> M,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, unit, kind)?;
         for (labels, value) in series {
@@ -85,6 +82,11 @@ impl Families<'_> {
         }
         Ok(())
     }
+}
+
+/// The only series of a family, without labels.
+pub fn one<N>(value: N) -> [([Label<'static>; 0], N); 1] {
+    [([], value)]
 }
 
 #[derive(Debug)]
@@ -97,7 +99,10 @@ impl Collector for Collected {
 }
 
 /// The text of a scrape: OpenMetrics 1.0.
-pub(crate) fn encode(scrape: Box<dyn Scrape>) -> Result<String, fmt::Error> {
+///
+/// # Errors
+/// The writer's own.
+pub fn encode(scrape: Box<dyn Scrape>) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Collected(scrape)));
     let mut text = String::new();
@@ -114,9 +119,9 @@ mod tests {
 
     impl Scrape for Two {
         fn write(&self, families: &mut Families<'_>) -> fmt::Result {
-            let bytes = [([("pod", "a\"b"), ("namespace", "x")], 3.0)];
+            let bytes = [([("pod", "a\"b"), ("namespace", "x")], (1_u64 << 53) + 1)];
             families.counter("orb8_network", "L2 length", Some(&Unit::Bytes), bytes)?;
-            families.gauge("up", "Whether it is", None, [([] as [Label<'_>; 0], 1.0)])
+            families.gauge("up", "Whether it is", None, one(1.0))
         }
     }
 
@@ -126,7 +131,7 @@ mod tests {
 # HELP orb8_network_bytes L2 length.
 # TYPE orb8_network_bytes counter
 # UNIT orb8_network_bytes bytes
-orb8_network_bytes_total{pod=\"a\\\"b\",namespace=\"x\"} 3.0
+orb8_network_bytes_total{pod=\"a\\\"b\",namespace=\"x\"} 9007199254740993
 # HELP up Whether it is.
 # TYPE up gauge
 up 1.0

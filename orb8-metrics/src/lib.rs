@@ -4,6 +4,6 @@ mod families;
 mod http;
 pub mod process;
 
-pub use families::{Families, Label, Scrape};
+pub use families::{Families, Label, Scrape, encode, one};
 pub use http::{Source, serve};
 pub use prometheus_client::registry::Unit;
