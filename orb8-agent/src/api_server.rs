@@ -1,14 +1,14 @@
 //! `orb8.OrbitService`, and its server for the process itself, over in-memory pipes.
 
-use std::{io, sync::Arc, time::SystemTime};
+use std::{collections::BTreeSet, io, sync::Arc, time::SystemTime};
 
 use futures_util::stream::BoxStream;
 use orb8_k8s::PodLookup;
 use orb8_proto::{
     AnomalyQuery, AnomalyResponse, Event, FlowQuery, FlowResponse, LossReport, Node, NodeQuery,
-    NodeResponse, NodeState, NodeStatus, PodQuery, PodResponse, StatusRequest, StatusResponse,
-    StreamRequest, SyscallProfileQuery, SyscallProfileResponse, SyscallQuery, SyscallResponse,
-    TotalsQuery, TotalsResponse, event,
+    NodeResponse, NodeState, NodeStatus, NotFound, PodQuery, PodResponse, StatusRequest,
+    StatusResponse, StreamRequest, SyscallProfileQuery, SyscallProfileResponse, SyscallQuery,
+    SyscallResponse, TotalsQuery, TotalsResponse, event,
     orbit_service_server::{OrbitService, OrbitServiceServer},
 };
 use orb8_transport::Limits;
@@ -27,6 +27,7 @@ use crate::{
         syscall::{self, Syscall},
     },
     status::StatusBoard,
+    totals,
 };
 
 /// Longest duration of a stream that a client may ask for; a year is a mistake.
@@ -62,6 +63,15 @@ impl Api {
 
     fn syscall(&self) -> Result<&Syscall, Status> {
         self.signals.syscall.as_ref().ok_or_else(|| self.no_signal(syscall::NAME))
+    }
+
+    /// Refuses a question to another node. Empty: whoever is asked.
+    fn is_asked(&self, node: &str) -> Result<(), Status> {
+        if node.is_empty() || node == self.config.node_name {
+            return Ok(());
+        }
+        let own = BTreeSet::from([self.config.node_name.clone()]);
+        Err(NotFound::status("node", node, "this agent", &own))
     }
 
     /// Why a signal cannot be asked.
@@ -115,41 +125,52 @@ impl OrbitService for Api {
         &self,
         request: Request<FlowQuery>,
     ) -> Result<Response<FlowResponse>, Status> {
-        self.network()?.flows(request.into_inner()).await.map(Response::new)
+        let query = request.into_inner();
+        self.is_asked(&query.node)?;
+        self.network()?.flows(query).await.map(Response::new)
     }
 
     async fn query_pods(
         &self,
         request: Request<PodQuery>,
     ) -> Result<Response<PodResponse>, Status> {
-        self.network()?.pods(request.into_inner()).await.map(Response::new)
+        let query = request.into_inner();
+        self.is_asked(&query.node)?;
+        self.network()?.pods(query).await.map(Response::new)
     }
 
     async fn query_syscalls(
         &self,
         request: Request<SyscallQuery>,
     ) -> Result<Response<SyscallResponse>, Status> {
-        self.syscall()?.calls(request.into_inner()).await.map(Response::new)
+        let query = request.into_inner();
+        self.is_asked(&query.node)?;
+        self.syscall()?.calls(query).await.map(Response::new)
     }
 
     async fn query_anomalies(
         &self,
         request: Request<AnomalyQuery>,
     ) -> Result<Response<AnomalyResponse>, Status> {
-        self.syscall()?.anomalies(request.into_inner()).await.map(Response::new)
+        let query = request.into_inner();
+        self.is_asked(&query.node)?;
+        self.syscall()?.anomalies(query).await.map(Response::new)
     }
 
     async fn get_syscall_profile(
         &self,
         request: Request<SyscallProfileQuery>,
     ) -> Result<Response<SyscallProfileResponse>, Status> {
-        self.syscall()?.profiles(request.into_inner()).await.map(Response::new)
+        let query = request.into_inner();
+        self.is_asked(&query.node)?;
+        self.syscall()?.profiles(query).await.map(Response::new)
     }
 
     async fn get_agent_status(
         &self,
-        _request: Request<StatusRequest>,
+        request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
+        self.is_asked(&request.into_inner().node)?;
         let mut interfaces = Vec::new();
         let mut maps = Vec::new();
         let (mut map_bytes, mut peer_source) = (0, None);
@@ -202,7 +223,16 @@ impl OrbitService for Api {
         &self,
         _request: Request<TotalsQuery>,
     ) -> Result<Response<TotalsResponse>, Status> {
-        Err(Status::unimplemented("totals"))
+        let workloads = totals::merged(self.signals.totals().await?, &*self.pods);
+        let snapshots = self.signals.snapshots().await;
+        let map_bytes = snapshots.iter().map(|(_, snapshot)| snapshot.map_bytes).sum();
+        Ok(Response::new(TotalsResponse {
+            node: self.config.node_name.clone(),
+            started_ns: unix_ns(self.started),
+            workloads,
+            losses: self.ledger.losses(),
+            usage: Some(orb8_metrics::process::now(map_bytes)),
+        }))
     }
 
     async fn stream_events(
@@ -210,6 +240,7 @@ impl OrbitService for Api {
         request: Request<StreamRequest>,
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
         let request = request.into_inner();
+        self.is_asked(&request.node)?;
         let signals: Vec<&'static str> =
             self.streamed(&request)?.iter().map(|signal| signal.name()).collect();
         if let Some(ns) = request.duration_ns.filter(|ns| !(1..=MAX_DURATION_NS).contains(ns)) {

@@ -21,5 +21,6 @@ pub mod signals;
 pub mod status;
 pub mod tasks;
 mod tcp_server;
+mod totals;
 
 pub use agent::{Agent, StartError, StopReport};

@@ -1,28 +1,14 @@
-//! `/metrics`, `/healthz`, `/readyz`.
+//! What the agent tells on its metrics port: its signals' own metrics, then those that all have.
 //!
 //! Every scrape builds its families from one snapshot: a pod that is gone leaves no series behind.
 
-use std::{future::Future, io, sync::Arc};
+use std::{fmt, future::Future, io};
 
-use axum::{
-    Router,
-    extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
-    response::IntoResponse,
-    routing::get,
-};
+use orb8_metrics::{Families, Scrape, Source, Unit, one, process};
 use orb8_proto::{Loss, PodSource, PodSourceState, SignalState, SignalStatus, Usage};
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric as _, text::encode},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
-    registry::{Registry, Unit},
-};
 use tokio_util::sync::CancellationToken;
 
 use crate::{api_server::Api, signals::Snapshot};
-
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves the agent's metrics on a bound socket until `token` says stop.
 pub(crate) fn serve(
@@ -31,63 +17,38 @@ pub(crate) fn serve(
     token: CancellationToken,
 ) -> io::Result<impl Future<Output = ()> + Send> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        // Alive means: this process can answer. A probe that fails under load makes restarts.
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .with_state(Arc::new(api));
-    Ok(async move {
-        let server = axum::serve(listener, router);
-        if let Err(error) = server.with_graceful_shutdown(token.cancelled_owned()).await {
-            tracing::error!("metrics: {error}");
-        }
-    })
+    Ok(orb8_metrics::serve(api, listener, token))
 }
 
-async fn ready(State(api): State<Arc<Api>>) -> impl IntoResponse {
-    if api.status.ready() {
-        return (StatusCode::OK, "ok\n".to_owned());
+impl Source for Api {
+    async fn scrape(&self) -> Box<dyn Scrape> {
+        let signals = self.signals.snapshots().await;
+        let usage = process::now(signals.iter().map(|(_, snapshot)| snapshot.map_bytes).sum());
+        let source = self.pods.source();
+        // Where there is no other, the runtime is the source itself.
+        let second = self.pods.runtime_source().filter(|second| second.kind != source.kind);
+        let sources = [Some(source), second].into_iter().flatten();
+        Box::new(AgentMetrics {
+            losses: self.ledger.losses(),
+            signals,
+            usage,
+            states: self.status.signals(),
+            sources: sources.filter(|source| !source.kind.is_empty()).collect(),
+        })
     }
-    let reasons = api.status.signals().into_iter().map(|s| format!("{}: {}\n", s.name, s.reason));
-    (StatusCode::SERVICE_UNAVAILABLE, reasons.collect())
-}
 
-async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
-    let mut signals = api.signals.snapshots().await;
-    let usage =
-        orb8_metrics::process::now(signals.iter().map(|(_, snapshot)| snapshot.map_bytes).sum());
-    let mut registry = Registry::default();
-    for (_, snapshot) in &mut signals {
-        if let Some(metrics) = snapshot.metrics.take() {
-            registry.register_collector(metrics);
+    fn ready(&self) -> Result<(), String> {
+        if self.status.ready() {
+            return Ok(());
         }
-    }
-    let source = api.pods.source();
-    // Where there is no other, the runtime is the source itself.
-    let second = api.pods.runtime_source().filter(|second| second.kind != source.kind);
-    let sources = [Some(source), second].into_iter().flatten();
-    let scrape = Scrape {
-        losses: api.ledger.losses(),
-        signals,
-        usage,
-        states: api.status.signals(),
-        sources: sources.filter(|source| !source.kind.is_empty()).collect(),
-    };
-    registry.register_collector(Box::new(scrape));
-    let mut text = String::new();
-    match encode(&mut text, &registry) {
-        Ok(()) => (StatusCode::OK, [(CONTENT_TYPE, OPENMETRICS)], text),
-        Err(error) => {
-            let text = format!("metrics cannot be written: {error}\n");
-            (StatusCode::INTERNAL_SERVER_ERROR, [(CONTENT_TYPE, "text/plain")], text)
-        }
+        let signals = self.status.signals().into_iter();
+        Err(signals.map(|s| format!("{}: {}\n", s.name, s.reason)).collect())
     }
 }
 
 /// What one scrape tells.
 #[derive(Debug)]
-struct Scrape {
+struct AgentMetrics {
     signals: Vec<(&'static str, Snapshot)>,
     losses: Vec<Loss>,
     usage: Usage,
@@ -95,21 +56,24 @@ struct Scrape {
     sources: Vec<PodSource>,
 }
 
-impl Collector for Scrape {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
-        self.losses(&mut encoder)?;
-        self.rings(&mut encoder)?;
-        self.events(&mut encoder)?;
-        self.maps(&mut encoder)?;
-        self.state(&mut encoder)?;
-        self.own(&mut encoder)
+impl Scrape for AgentMetrics {
+    fn write(&self, families: &mut Families<'_>) -> fmt::Result {
+        for metrics in self.signals.iter().filter_map(|(_, s)| s.metrics.as_ref()) {
+            metrics.write(families)?;
+        }
+        self.losses(families)?;
+        self.rings(families)?;
+        self.events(families)?;
+        self.maps(families)?;
+        self.state(families)?;
+        self.own(families)
     }
 }
 
-impl Scrape {
-    fn losses(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+impl AgentMetrics {
+    fn losses(&self, families: &mut Families<'_>) -> fmt::Result {
         type Of = fn(&Loss) -> u64;
-        let families: [(&str, &str, Of); 3] = [
+        let all: [(&str, &str, Of); 3] = [
             ("orb8_lost_records", "Event or trace records that were not delivered", |l| l.records),
             ("orb8_undetailed_packets", "Packets that are in the totals without detail", |l| {
                 l.packets
@@ -118,51 +82,38 @@ impl Scrape {
                 l.calls
             }),
         ];
-        for (name, help, of) in families {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            for loss in self.losses.iter().filter(|loss| of(loss) > 0) {
+        for (name, help, of) in all {
+            let series = self.losses.iter().filter(|loss| of(loss) > 0).map(|loss| {
                 let labels = [
                     ("signal", loss.signal.as_str()),
                     ("stage", loss.stage.as_str()),
                     ("reason", loss.reason.as_str()),
                 ];
-                ConstCounter::new(of(loss)).encode(family.encode_family(&labels)?)?;
-            }
+                (labels, of(loss))
+            });
+            families.counter(name, help, None, series)?;
         }
         Ok(())
     }
 
-    fn rings(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+    fn rings(&self, families: &mut Families<'_>) -> fmt::Result {
         let rings = || self.signals.iter().filter_map(|(name, s)| Some((*name, s.ring?)));
-        let mut drops = encoder.encode_descriptor(
-            "orb8_ring_buffer_drops",
-            "Events refused by a full ring",
-            None,
-            MetricType::Counter,
-        )?;
-        for (signal, (ring, ..)) in rings() {
+        let drops = rings().map(|(signal, (ring, ..))| {
             let lost = self
                 .losses
                 .iter()
                 .filter(|l| l.signal == signal && l.stage == "kernel" && l.reason == "ring_full");
-            let lost: u64 = lost.map(|loss| loss.records).sum();
-            ConstCounter::new(lost).encode(drops.encode_family(&[("ring", ring)])?)?;
-        }
-        let mut use_of = encoder.encode_descriptor(
-            "orb8_ring_buffer_utilization",
-            "Share of the ring that is in use",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (_, (ring, used, size)) in rings() {
-            ConstGauge::new(ratio(used, size)).encode(use_of.encode_family(&[("ring", ring)])?)?;
-        }
-        Ok(())
+            ([("ring", ring)], lost.map(|loss| loss.records).sum::<u64>())
+        });
+        families.counter("orb8_ring_buffer_drops", "Events refused by a full ring", None, drops)?;
+        let used = rings().map(|(_, (ring, used, size))| ([("ring", ring)], ratio(used, size)));
+        let help = "Share of the ring that is in use";
+        families.gauge("orb8_ring_buffer_utilization", help, None, used)
     }
 
-    fn events(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+    fn events(&self, families: &mut Families<'_>) -> fmt::Result {
         type Of = fn(&Snapshot) -> u64;
-        let families: [(&str, &str, Of); 3] = [
+        let all: [(&str, &str, Of); 3] = [
             ("orb8_events_seen", "Events that the probe wanted to emit", |s| s.events_seen),
             (
                 "orb8_events_unwanted",
@@ -171,127 +122,53 @@ impl Scrape {
             ),
             ("orb8_events_delivered", "Events that reached the agent", |s| s.events_delivered),
         ];
-        for (name, help, of) in families {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            for (signal, snapshot) in &self.signals {
-                let labels = [("signal", *signal)];
-                ConstCounter::new(of(snapshot)).encode(family.encode_family(&labels)?)?;
-            }
+        for (name, help, of) in all {
+            let series =
+                self.signals.iter().map(|(signal, snapshot)| ([("signal", *signal)], of(snapshot)));
+            families.counter(name, help, None, series)?;
         }
         Ok(())
     }
 
-    fn maps(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
-        let mut family = encoder.encode_descriptor(
-            "orb8_map_entries_ratio",
-            "Share of a kernel map that is in use",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (signal, map) in self.signals.iter().flat_map(|(n, s)| s.maps.iter().map(|m| (*n, m))) {
-            let labels = [("signal", signal), ("map", map.name.as_str())];
-            ConstGauge::new(ratio(map.entries, map.max_entries))
-                .encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
+    fn maps(&self, families: &mut Families<'_>) -> fmt::Result {
+        let maps = self.signals.iter().flat_map(|(n, s)| s.maps.iter().map(|m| (*n, m)));
+        let series = maps.map(|(signal, map)| {
+            ([("signal", signal), ("map", map.name.as_str())], ratio(map.entries, map.max_entries))
+        });
+        let help = "Share of a kernel map that is in use";
+        families.gauge("orb8_map_entries_ratio", help, None, series)
     }
 
-    fn state(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
-        let gauge = MetricType::Gauge;
-        let mut family = encoder.encode_descriptor(
-            "orb8_signal_working",
-            "1 while the signal is at work, if only in part; 0 while it has failed",
-            None,
-            gauge,
-        )?;
-        for signal in &self.states {
+    fn state(&self, families: &mut Families<'_>) -> fmt::Result {
+        let working = self.states.iter().filter_map(|signal| {
             let working = match signal.state() {
                 SignalState::Active | SignalState::Degraded => 1.0,
                 SignalState::Failed => 0.0,
                 // What was switched off, or cannot be here, is not missed.
-                _ => continue,
+                _ => return None,
             };
-            let labels = [("signal", signal.name.as_str())];
-            ConstGauge::new(working).encode(family.encode_family(&labels)?)?;
-        }
-        let mut family = encoder.encode_descriptor(
-            "orb8_pod_source_connected",
-            "1 while changes of pods are told at once, or come from a file; 0 while they are not",
-            None,
-            gauge,
-        )?;
-        for source in &self.sources {
+            Some(([("signal", signal.name.as_str())], working))
+        });
+        let help = "1 while the signal is at work, if only in part; 0 while it has failed";
+        families.gauge("orb8_signal_working", help, None, working)?;
+        let connected = self.sources.iter().map(|source| {
             let connected =
                 matches!(source.state(), PodSourceState::Connected | PodSourceState::Static);
-            let labels = [("source", source.kind.as_str())];
-            ConstGauge::new(f64::from(u8::from(connected)))
-                .encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
+            ([("source", source.kind.as_str())], f64::from(u8::from(connected)))
+        });
+        let help =
+            "1 while changes of pods are told at once, or come from a file; 0 while they are not";
+        families.gauge("orb8_pod_source_connected", help, None, connected)
     }
 
-    fn own(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
-        let none: [(&str, &str); 0] = [];
-        #[expect(clippy::cast_precision_loss, reason = "memory below 2^53 bytes")]
-        let float = |n: u64| n as f64;
-        let usage = &self.usage;
-        let mut cpu = encoder.encode_descriptor(
-            "process_cpu",
-            "User and system CPU time of the agent",
-            Some(&Unit::Seconds),
-            MetricType::Counter,
-        )?;
-        ConstCounter::new(usage.cpu_seconds).encode(cpu.encode_family(&none)?)?;
-        gauge(
-            encoder,
-            "process_resident_memory_bytes",
-            "Resident memory of the agent",
-            &none,
-            float(usage.resident_bytes),
-        )?;
-        gauge(
-            encoder,
-            "process_open_fds",
-            "Open descriptors of the agent",
-            &none,
-            float(usage.open_fds),
-        )?;
-        gauge(
-            encoder,
-            "orb8_kernel_map_memory_bytes",
-            "Kernel memory of the probes' maps",
-            &none,
-            float(usage.kernel_map_bytes),
-        )?;
-        let build = [("version", env!("CARGO_PKG_VERSION"))];
-        gauge(encoder, "orb8_build_info", "1, labelled with the agent's version", &build, 1.0)
+    fn own(&self, families: &mut Families<'_>) -> fmt::Result {
+        families.process("the agent", &self.usage)?;
+        let help = "Kernel memory of the probes' maps";
+        let bytes = one(self.usage.kernel_map_bytes);
+        families.gauge("orb8_kernel_map_memory", help, Some(&Unit::Bytes), bytes)?;
+        let build = [([("version", env!("CARGO_PKG_VERSION"))], 1.0)];
+        families.gauge("orb8_build_info", "1, labelled with the agent's version", None, build)
     }
-}
-
-/// A family of one counter.
-pub(crate) fn counter(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    labels: &[(&str, &str)],
-    value: u64,
-) -> std::fmt::Result {
-    let kind = MetricType::Counter;
-    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
-    ConstCounter::new(value).encode(family.encode_family(&labels)?)
-}
-
-/// A family of one gauge.
-pub(crate) fn gauge(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    labels: &[(&str, &str)],
-    value: f64,
-) -> std::fmt::Result {
-    let kind = MetricType::Gauge;
-    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
-    ConstGauge::new(value).encode(family.encode_family(&labels)?)
 }
 
 fn ratio(part: u64, whole: u64) -> f64 {

@@ -8,8 +8,8 @@ mod task_handle;
 use std::sync::Arc;
 
 use orb8_k8s::{PodLookup, peers::PeerStore};
-use orb8_proto::{InterfaceStatus, Loss, MapStatus, PodSource, StreamRequest};
-use prometheus_client::collector::Collector;
+use orb8_metrics::Scrape;
+use orb8_proto::{InterfaceStatus, Loss, MapStatus, PodSource, StreamRequest, WorkloadTotals};
 use tonic::Status;
 
 use self::{network::Network, syscall::Syscall};
@@ -60,6 +60,9 @@ pub trait Signal: Send + Sync {
     async fn unsubscribe(&self, id: SubscriberId);
     /// State for status and metrics; empty after the end.
     async fn snapshot(&self) -> Snapshot;
+    /// What it counted since the start, by workload. None of it falls from one answer to the next.
+    /// Fails after the end.
+    async fn totals(&self) -> Result<Vec<WorkloadTotals>, Status>;
     /// Detaches, hands out the last records and ends.
     async fn stop(&self);
 }
@@ -84,7 +87,7 @@ pub struct Snapshot {
     /// Where the names of peers come from, and what is missing.
     pub peer_source: Option<PodSource>,
     /// Metrics that only this signal has.
-    pub metrics: Option<Box<dyn Collector>>,
+    pub metrics: Option<Box<dyn Scrape>>,
 }
 
 /// The slices that run. Clones speak to the same ones.
@@ -143,5 +146,11 @@ impl Signals {
     pub async fn snapshots(&self) -> Vec<(&'static str, Snapshot)> {
         let all = self.running().into_iter().map(|s| async { (s.name(), s.snapshot().await) });
         futures_util::future::join_all(all).await
+    }
+
+    /// What each counted since the start, by workload: a workload may be there more than once.
+    pub async fn totals(&self) -> Result<Vec<WorkloadTotals>, Status> {
+        let all = self.running().into_iter().map(Signal::totals);
+        Ok(futures_util::future::try_join_all(all).await?.concat())
     }
 }

@@ -1,54 +1,27 @@
 //! Metrics that only this signal has: traffic per pod, and what its tables hold.
 
-use orb8_common::network::Counts;
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::{MetricType, counter::ConstCounter},
-    registry::Unit,
-};
+use std::{collections::HashMap, fmt};
 
-use super::pods::PodTotals;
-use crate::{
-    enricher::AttributedBy,
-    prom_exporter::{counter, gauge},
-};
+use orb8_common::network::Counts;
+use orb8_metrics::{Families, Scrape, Unit, one};
+
+use super::pods::{Series, Traffic};
 
 /// What one scrape tells of the network.
 #[derive(Debug)]
 pub(super) struct NetworkMetrics {
-    /// Totals since the start, per pod.
-    pub(super) pods: Vec<PodTotals>,
+    /// Totals since the start.
+    pub(super) pods: HashMap<Series, Traffic>,
     /// Flows that are tracked.
     pub(super) flows: u64,
     /// Flows whose first record went out before the kernel was asked who is behind their peer.
     pub(super) peers_unasked: u64,
 }
 
-/// Every direction of a pod's account, with its labels.
-fn each_direction(pod: &PodTotals) -> [(Vec<(&'static str, String)>, Counts); 2] {
-    let labels = |direction: &str| {
-        let owner = match pod.by {
-            _ if pod.is_processes => "process",
-            AttributedBy::Host => "node",
-            AttributedBy::None => "unknown",
-            _ => "pod",
-        };
-        vec![
-            ("namespace", pod.namespace.to_string()),
-            ("pod", pod.pod.to_string()),
-            ("workload", pod.workload.as_deref().unwrap_or_default().to_owned()),
-            ("owner", owner.to_owned()),
-            ("direction", direction.to_owned()),
-        ]
-    };
-    [(labels("ingress"), pod.ingress), (labels("egress"), pod.egress)]
-}
-
-impl Collector for NetworkMetrics {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+impl Scrape for NetworkMetrics {
+    fn write(&self, families: &mut Families<'_>) -> fmt::Result {
         type Of = fn(&Counts) -> u64;
-        let families: [(&str, &str, Option<&Unit>, Of); 3] = [
+        let all: [(&str, &str, Option<&Unit>, Of); 3] = [
             (
                 "orb8_network",
                 "L2 length of packets, as the interface counts it",
@@ -63,23 +36,26 @@ impl Collector for NetworkMetrics {
                 |c| c.packets + c.extra_segments,
             ),
         ];
-        for (name, help, unit, of) in families {
-            let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
-            for pod in &self.pods {
-                for (labels, counts) in each_direction(pod) {
-                    ConstCounter::new(of(&counts)).encode(family.encode_family(&labels)?)?;
-                }
-            }
+        for (name, help, unit, of) in all {
+            let series = self.pods.iter().flat_map(|(of_pod, traffic)| {
+                [("ingress", &traffic.ingress), ("egress", &traffic.egress)].map(
+                    |(direction, counts)| {
+                        let labels = [
+                            ("namespace", &*of_pod.namespace),
+                            ("pod", &*of_pod.pod),
+                            ("workload", &*of_pod.workload),
+                            ("owner", of_pod.owner),
+                            ("direction", direction),
+                        ];
+                        (labels, of(counts))
+                    },
+                )
+            });
+            families.counter(name, help, unit, series)?;
         }
-        counter(
-            &mut encoder,
-            "orb8_peers_unasked",
-            "Flows whose first record went out before the kernel was asked who is behind their peer",
-            &[("signal", super::NAME)],
-            self.peers_unasked,
-        )?;
-        #[expect(clippy::cast_precision_loss, reason = "flows below 2^53")]
-        let flows = self.flows as f64;
-        gauge(&mut encoder, "orb8_tracked_flows", "Flows in the agent's table", &[], flows)
+        let help = "Flows whose first record went out before the kernel was asked who is behind their peer";
+        let unasked = [([("signal", super::NAME)], self.peers_unasked)];
+        families.counter("orb8_peers_unasked", help, None, unasked)?;
+        families.gauge("orb8_tracked_flows", "Flows in the agent's table", None, one(self.flows))
     }
 }

@@ -29,7 +29,7 @@ mod survey;
 mod table;
 mod task;
 
-use orb8_proto::{FlowQuery, FlowResponse, PodQuery, PodResponse, StreamRequest};
+use orb8_proto::{FlowQuery, FlowResponse, PodQuery, PodResponse, StreamRequest, WorkloadTotals};
 use tokio::sync::oneshot;
 use tonic::Status;
 
@@ -92,6 +92,7 @@ pub(crate) enum Command {
     /// Settle what happened so far as the subscriber's last records.
     Unsubscribe(SubscriberId, oneshot::Sender<()>),
     Snapshot(oneshot::Sender<Snapshot>),
+    Totals(oneshot::Sender<Vec<WorkloadTotals>>),
     /// Detach, settle, end.
     Stop(oneshot::Sender<()>),
 }
@@ -148,6 +149,10 @@ impl Signal for Network {
 
     async fn snapshot(&self) -> Snapshot {
         self.task.ask(Command::Snapshot).await.unwrap_or_default()
+    }
+
+    async fn totals(&self) -> Result<Vec<WorkloadTotals>, Status> {
+        self.task.ask(Command::Totals).await
     }
 
     async fn stop(&self) {

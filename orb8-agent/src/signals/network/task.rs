@@ -241,6 +241,10 @@ impl Task {
                 let snapshot = self.snapshot().await;
                 drop(reply.send(snapshot));
             }
+            Command::Totals(reply) => {
+                self.settle(Last::Nobody);
+                drop(reply.send(self.accounts.workloads()));
+            }
             // Taken by `run`.
             Command::Stop(_) => {}
         }

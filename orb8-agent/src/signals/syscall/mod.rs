@@ -26,7 +26,7 @@ mod watcher;
 
 use orb8_proto::{
     AnomalyQuery, AnomalyResponse, StreamRequest, SyscallProfileQuery, SyscallProfileResponse,
-    SyscallQuery, SyscallResponse,
+    SyscallQuery, SyscallResponse, WorkloadTotals,
 };
 use tokio::sync::oneshot;
 use tonic::Status;
@@ -82,6 +82,7 @@ pub(crate) enum Command {
     /// Give the subscriber what happened so far.
     Unsubscribe(SubscriberId, oneshot::Sender<()>),
     Snapshot(oneshot::Sender<Snapshot>),
+    Totals(oneshot::Sender<Vec<WorkloadTotals>>),
     /// Detach, settle, end.
     Stop(oneshot::Sender<()>),
 }
@@ -136,6 +137,10 @@ impl Signal for Syscall {
 
     async fn snapshot(&self) -> Snapshot {
         self.task.ask(Command::Snapshot).await.unwrap_or_default()
+    }
+
+    async fn totals(&self) -> Result<Vec<WorkloadTotals>, Status> {
+        self.task.ask(Command::Totals).await
     }
 
     async fn stop(&self) {

@@ -1,4 +1,5 @@
-//! What each container called: per slice of the last minutes, and since it is watched.
+//! What each container called: per slice of the last minutes, and since it is watched; and what each
+//! workload did.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -6,11 +7,13 @@ use std::{
 };
 
 use orb8_k8s::{ContainerId, PodUid};
+use orb8_proto::WorkloadTotals;
 
 use super::ends::{Ends, Figure};
 use crate::{
     aggregator::{SliceNumber, oldest_kept, slice_of},
     enricher::{Attribution, Identity},
+    totals::Book,
 };
 
 /// Containers and units that are kept apart, those that are gone included until their calls have left
@@ -31,6 +34,46 @@ pub(crate) enum Owner {
     Nobody,
 }
 
+/// Whose calls a series of the metrics shows.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Series {
+    pub(super) namespace: Arc<str>,
+    pub(super) pod: Arc<str>,
+    pub(super) container: Arc<str>,
+    pub(super) workload: Arc<str>,
+    /// `pod`, `process`: all units of the node together, or `unknown`.
+    pub(super) owner: &'static str,
+}
+
+impl Series {
+    /// Units are one: a node may have very many.
+    pub(super) fn processes() -> Self {
+        Self::named(None, "process")
+    }
+
+    /// None for a unit.
+    pub(super) fn of(owner: &Owner, identity: Option<&Identity>) -> Option<Self> {
+        match owner {
+            Owner::Unit(_) => None,
+            Owner::Nobody => Some(Self::named(identity, "unknown")),
+            Owner::Container(_) | Owner::Pod(_) => Some(Self::named(identity, "pod")),
+        }
+    }
+
+    fn named(identity: Option<&Identity>, owner: &'static str) -> Self {
+        let of = |of: fn(&Identity) -> &Arc<str>| {
+            identity.map(|identity| Arc::clone(of(identity))).unwrap_or_default()
+        };
+        Self {
+            namespace: of(|i| &i.namespace),
+            pod: of(|i| &i.pod_name),
+            container: of(|i| &i.container),
+            workload: identity.and_then(|i| i.workload.clone()).unwrap_or_default(),
+            owner,
+        }
+    }
+}
+
 /// One call since the owner is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Total {
@@ -45,6 +88,10 @@ pub(super) struct Account {
     pub(super) attribution: Attribution,
     /// By number.
     totals: Vec<Total>,
+    /// Of all of them, what no workload was given yet.
+    ungiven: u64,
+    /// By number, totals of closed accounts that had the same series.
+    inherited: Vec<(u16, u64)>,
     /// Oldest first; each by number.
     slices: VecDeque<(SliceNumber, Vec<(u16, u64)>)>,
     /// How calls ended, where that is watched.
@@ -67,6 +114,8 @@ impl Account {
         Self {
             attribution,
             totals: Vec::new(),
+            ungiven: 0,
+            inherited: Vec::new(),
             slices: VecDeque::new(),
             ends: Ends::default(),
             first_ns: now_ns,
@@ -86,6 +135,12 @@ impl Account {
     /// Every call since the owner is watched, by number.
     pub(super) fn totals(&self) -> &[Total] {
         &self.totals
+    }
+
+    /// What its series show, by number. A number may come twice.
+    pub(super) fn shown(&self) -> impl Iterator<Item = (u16, u64)> {
+        let own = self.totals.iter().map(|total| (total.number, total.calls));
+        own.chain(self.inherited.iter().copied())
     }
 
     /// One of its calls was its runtime's.
@@ -117,6 +172,7 @@ impl Account {
         let oldest = oldest_kept(slice);
         while self.slices.pop_front_if(|(slice, _)| *slice < oldest).is_some() {}
         for &(number, calls) in calls {
+            self.ungiven += calls;
             if let Some((_, newest)) = self.slices.back_mut() {
                 add(newest, number, calls);
             }
@@ -149,6 +205,7 @@ pub(super) struct Accounts {
     accounts: HashMap<Owner, Account>,
     /// Accounts that were forgotten while they were of use, since [`Self::take_forgotten`].
     forgotten: u64,
+    workloads: Book<u64>,
 }
 
 /// What is known of an owner that is new.
@@ -219,9 +276,46 @@ impl Accounts {
 
     /// Closes the accounts of who is gone and called nothing since `oldest`.
     pub(super) fn forget(&mut self, oldest: SliceNumber) {
-        self.accounts.retain(|_, account| {
-            account.lives || account.newest().is_some_and(|newest| newest >= oldest)
-        });
+        let is_over = |account: &Account| {
+            !account.lives && account.newest().is_none_or(|newest| newest < oldest)
+        };
+        let closed = self.accounts.extract_if(|_, account| is_over(account)).collect();
+        self.close(closed);
+    }
+
+    /// What closed accounts had stays in their workloads. A series that another account goes on with
+    /// must not fall: that of a container that was restarted.
+    fn close(&mut self, closed: Vec<(Owner, Account)>) {
+        if closed.is_empty() {
+            return;
+        }
+        let mut heirs = HashMap::new();
+        for (owner, account) in &mut self.accounts {
+            if let Some(series) = Series::of(owner, account.identity().map(|i| &**i)) {
+                heirs.insert(series, &mut account.inherited);
+            }
+        }
+        for (owner, mut account) in closed {
+            let identity = account.attribution.identity.clone();
+            self.workloads.take(identity.as_deref(), &mut account.ungiven);
+            let series = Series::of(&owner, identity.as_deref());
+            if let Some(inherited) = series.and_then(|series| heirs.get_mut(&series)) {
+                account.shown().for_each(|(number, calls)| add(inherited, number, calls));
+            }
+        }
+    }
+
+    /// Calls since the start, by workload. What was once told as one workload's stays that one's.
+    pub(super) fn workloads(&mut self) -> Vec<WorkloadTotals> {
+        for Account { attribution, ungiven, .. } in self.accounts.values_mut() {
+            self.workloads.take(attribution.identity.as_deref(), ungiven);
+        }
+        self.workloads.told(|totals, calls| totals.syscalls = *calls)
+    }
+
+    /// How often calls lost their workload because there are too many, since the last call.
+    pub(super) fn take_folded(&mut self) -> u64 {
+        self.workloads.take_folded()
     }
 
     /// Accounts that had to make room, since the last call.
@@ -232,7 +326,8 @@ impl Accounts {
     fn forget_one(&mut self) {
         let least = self.accounts.iter().min_by_key(|(_, a)| (a.lives, a.last_ns));
         if let Some(owner) = least.map(|(owner, _)| owner.clone()) {
-            self.accounts.remove(&owner);
+            let closed = self.accounts.remove(&owner).map(|account| (owner, account));
+            self.close(closed.into_iter().collect());
             self.forgotten += 1;
         }
     }
@@ -286,7 +381,105 @@ mod tests {
         assert!(accounts.get(&unit("1")).is_none() && accounts.get(&unit("0")).is_some());
     }
 
+    fn container(id: u32, name: &str, workload: Option<&str>) -> (Owner, Newcomer) {
+        let empty: Arc<str> = Arc::default();
+        let identity = Identity {
+            pod_uid: Arc::clone(&empty),
+            namespace: if workload.is_some() { "shop".into() } else { Arc::clone(&empty) },
+            pod_name: name.into(),
+            container_id: id.to_string().into(),
+            container: "app".into(),
+            qos: None,
+            workload: workload.map(Into::into),
+            unit: empty,
+        };
+        let attribution =
+            Attribution { identity: Some(Arc::new(identity)), by: AttributedBy::Cgroup };
+        let owner = Owner::Container(format!("{id:064x}").parse().unwrap());
+        (owner, Newcomer { attribution, since_start: true, nobodys: 0 })
+    }
+
+    fn told(accounts: &mut Accounts) -> HashMap<String, u64> {
+        accounts.workloads().into_iter().map(|w| (w.workload, w.syscalls)).collect()
+    }
+
+    #[test]
+    fn a_full_book_loses_no_workloads_calls() {
+        let mut accounts = Accounts::default();
+        for n in 0..u32::try_from(MOST + 100).unwrap() {
+            let (owner, newcomer) = container(n, "web", Some("Deployment/web"));
+            accounts.meet(&owner, n.into(), || newcomer);
+            accounts.book(&owner, &[(1, 2), (5, 1)], n.into());
+        }
+        assert_eq!(told(&mut accounts), HashMap::from([("Deployment/web".into(), 30_300)]));
+    }
+
+    #[test]
+    fn ten_thousand_containers_that_start_over_share_a_series_that_does_not_fall() {
+        let (mut accounts, mut slice, mut before, mut most) = (Accounts::default(), 100, 0, 0);
+        for n in 0..10_000_u32 {
+            slice += n % 2;
+            let again = n.is_multiple_of(2);
+            let name = if again { "crashing".into() } else { format!("job-{n}") };
+            let (owner, newcomer) = container(n, &name, Some("Job/a"));
+            let at = slice_start_ns(slice);
+            accounts.meet(&owner, at, || newcomer).lives = false;
+            accounts.book(&owner, &[(1, 10)], at);
+            accounts.forget(slice.saturating_sub(20));
+            let mut series: HashMap<Series, u64> = HashMap::new();
+            for (owner, account) in accounts.iter() {
+                let of = Series::of(owner, account.identity().map(|i| &**i)).unwrap();
+                *series.entry(of).or_default() += account.shown().map(|(_, n)| n).sum::<u64>();
+            }
+            most = most.max(series.len());
+            let crashing = series.iter().find(|(of, _)| &*of.pod == "crashing").map(|(_, n)| *n);
+            assert!(crashing.is_some_and(|calls| calls >= before), "{before}, then {crashing:?}");
+            before = crashing.unwrap();
+        }
+        assert_eq!(before, 50_000);
+        assert!(most <= 23, "{most} series at once");
+        accounts.forget(slice + 1);
+        assert_eq!((accounts.len(), told(&mut accounts)["Job/a"]), (0, 100_000));
+    }
+
     proptest! {
+        #[test]
+        fn workloads_never_fall_and_have_together_all_calls(
+            acts in prop::collection::vec((0_u8..6, 0_u32..40, 1_u64..1000), 0..300),
+        ) {
+            let (mut accounts, mut slice, mut all, mut before) =
+                (Accounts::default(), 100, 0, HashMap::new());
+            for (act, n, calls) in acts.into_iter().chain([(5, 0, 1)]) {
+                match act {
+                    0..=2 => {
+                        let workload = format!("Deployment/{}", n % 3);
+                        let (owner, newcomer) =
+                            container(n, "web", (act > 0).then_some(&*workload));
+                        accounts.meet(&owner, 0, || newcomer);
+                        accounts.book(&owner, &[(1, calls)], slice_start_ns(slice));
+                        all += calls;
+                    }
+                    3 => for (owner, account) in accounts.iter_mut() {
+                        account.lives = calls.is_multiple_of(2);
+                        let (_, named) = container(n, "web", Some("Deployment/late"));
+                        if matches!(owner, Owner::Container(_)) && n < 20 {
+                            account.attribution = named.attribution;
+                        }
+                    },
+                    4 => {
+                        slice += n;
+                        accounts.forget(slice.saturating_sub(20));
+                    }
+                    _ => {
+                        let now = told(&mut accounts);
+                        prop_assert!(before.iter().all(|(of, sum)| now[of] >= *sum));
+                        prop_assert_eq!(now.values().sum::<u64>(), all);
+                        before = now;
+                    }
+                }
+            }
+        }
+
         #[test]
         fn a_sum_is_what_was_booked_in_its_slices_and_a_total_all_of_it(
             steps in prop::collection::vec((0_u32..3, 0_u16..8, 1_u64..1000), 0..200),

@@ -238,6 +238,12 @@ impl Task {
                 self.harvest();
                 drop(reply.send(query::snapshot(self)));
             }
+            Command::Totals(reply) => {
+                self.harvest();
+                let workloads = self.accounts.workloads();
+                self.count_folded();
+                drop(reply.send(workloads));
+            }
             // Taken by `run`.
             Command::Stop(_) => {}
         }
@@ -280,6 +286,14 @@ impl Task {
         let forgotten = accounts.take_forgotten();
         if forgotten > 0 {
             self.lose(Stage::Aggregate, "syscall_accounts_full", forgotten);
+        }
+        self.count_folded();
+    }
+
+    fn count_folded(&mut self) {
+        let folded = self.accounts.take_folded();
+        if folded > 0 {
+            self.lose(Stage::Aggregate, "workload_totals_full", folded);
         }
     }
 

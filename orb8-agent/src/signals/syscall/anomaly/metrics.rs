@@ -1,11 +1,8 @@
 //! Findings as metrics: how many, of whom, how many last, and what was not judged.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
-use prometheus_client::{
-    encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
-};
+use orb8_metrics::{Families, Scrape};
 
 use super::{
     detector::{Detector, Tally},
@@ -30,50 +27,30 @@ impl AnomalyMetrics {
             tally: detector.tally(),
         }
     }
-
-    pub(crate) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
-        let help =
-            "Anomalies that were reported; of workloads beyond the first 1,000 without a name";
-        let mut family =
-            encoder.encode_descriptor("orb8_anomalies", help, None, MetricType::Counter)?;
-        for ((namespace, workload, kind), count) in &self.totals {
-            let labels = [
-                ("namespace", namespace.as_str()),
-                ("workload", workload),
-                ("kind", kind.as_str()),
-            ];
-            ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
-        }
-        let help = "Anomalies that last";
-        let mut family =
-            encoder.encode_descriptor("orb8_anomalies_active", help, None, MetricType::Gauge)?;
-        for (kind, count) in self.lasting {
-            let labels = [("kind", kind.as_str())];
-            ConstGauge::new(float(count)).encode(family.encode_family(&labels)?)?;
-        }
-        let help = "Workloads whose usual system calls are being learnt, and those that are learnt";
-        let mut family =
-            encoder.encode_descriptor("orb8_anomaly_workloads", help, None, MetricType::Gauge)?;
-        let (learning, learnt) = self.learning_and_learnt;
-        for (state, count) in [("learning", learning), ("learnt", learnt)] {
-            ConstGauge::new(float(count)).encode(family.encode_family(&[("state", state)])?)?;
-        }
-        let help = "What found no room to be judged or reported";
-        let mut family = encoder.encode_descriptor(
-            "orb8_anomalies_unjudged",
-            help,
-            None,
-            MetricType::Counter,
-        )?;
-        for (reason, count) in self.tally.losses() {
-            ConstCounter::new(count).encode(family.encode_family(&[("reason", reason)])?)?;
-        }
-        Ok(())
-    }
 }
 
-fn float(n: u64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "counts of workloads")]
-    let n = n as f64;
-    n
+impl Scrape for AnomalyMetrics {
+    fn write(&self, families: &mut Families<'_>) -> fmt::Result {
+        let totals = self.totals.iter().map(|((namespace, workload, kind), count)| {
+            let labels = [
+                ("namespace", namespace.as_str()),
+                ("workload", workload.as_str()),
+                ("kind", kind.as_str()),
+            ];
+            (labels, *count)
+        });
+        let help =
+            "Anomalies that were reported; of workloads beyond the first 1,000 without a name";
+        families.counter("orb8_anomalies", help, None, totals)?;
+        let lasting = self.lasting.iter().map(|(kind, count)| ([("kind", kind.as_str())], *count));
+        families.gauge("orb8_anomalies_active", "Anomalies that last", None, lasting)?;
+        let help = "Workloads whose usual system calls are being learnt, and those that are learnt";
+        let (learning, learnt) = self.learning_and_learnt;
+        let states = [([("state", "learning")], learning), ([("state", "learnt")], learnt)];
+        families.gauge("orb8_anomaly_workloads", help, None, states)?;
+        let losses = self.tally.losses();
+        let unjudged = losses.iter().map(|(reason, count)| ([("reason", *reason)], *count));
+        let help = "What found no room to be judged or reported";
+        families.counter("orb8_anomalies_unjudged", help, None, unjudged)
+    }
 }
