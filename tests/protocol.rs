@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use orb8_proto::{FlowQuery, FlowSort, FlowState, NetworkFlow, PodQuery, PodSort, StreamRequest};
+use orb8_proto::{
+    AnomalyQuery, FlowQuery, FlowSort, FlowState, NetworkFlow, NotFound, PodQuery, PodSort,
+    StatusRequest, StreamRequest, SyscallProfileQuery, SyscallQuery,
+};
 use orb8_testkit::{Node, NodeOptions, Pod, PodSpec, Program, program::TcpSend};
 use orb8_tests::{AgentProcess, Traced, address};
 use tonic::Code;
@@ -294,4 +297,42 @@ fn bytes_that_make_no_sense_harm_nobody() -> Result<()> {
     assert_eq!(agent.interface(pod.veth())?.attached, "tcx");
     agent.terminate()?;
     Ok(())
+}
+
+#[test]
+fn a_question_to_another_node_is_refused_and_the_refusal_says_which_node_this_is() -> Result<()> {
+    let node = Node::start(NodeOptions::default())?;
+    let traced = Traced::start(&node, |config| config.signals = vec!["network", "syscall"])?;
+    let own = node.name().to_owned();
+    let ask = |node: &str| -> [Result<(), tonic::Status>; 7] {
+        let node = || node.to_owned();
+        let (flows, pods) = (FlowQuery { node: node(), ..flows() }, PodQuery { node: node(), ..PodQuery::default() });
+        let syscalls = SyscallQuery { node: node(), ..SyscallQuery::default() };
+        let profile = SyscallProfileQuery { node: node(), ..SyscallProfileQuery::default() };
+        let anomalies = AnomalyQuery { node: node(), ..AnomalyQuery::default() };
+        let stream = StreamRequest { node: node(), duration_ns: Some(1), ..StreamRequest::default() };
+        let status = StatusRequest { node: node() };
+        [
+            traced.call(|mut c| async move { c.query_flows(flows).await }).map(drop),
+            traced.call(|mut c| async move { c.query_pods(pods).await }).map(drop),
+            traced.call(|mut c| async move { c.query_syscalls(syscalls).await }).map(drop),
+            traced.call(|mut c| async move { c.get_syscall_profile(profile).await }).map(drop),
+            traced.call(|mut c| async move { c.query_anomalies(anomalies).await }).map(drop),
+            traced.call(|mut c| async move { c.get_agent_status(status).await }).map(drop),
+            traced.open(stream).map(drop),
+        ]
+    };
+    for asked in ["", &own] {
+        for answer in ask(asked) {
+            answer.with_context(|| format!("node {asked:?}"))?;
+        }
+    }
+    for answer in ask("another") {
+        let refused = answer.expect_err("it is not that node");
+        assert_eq!(refused.code(), Code::NotFound);
+        assert_eq!(refused.message(), format!("no node \"another\" on this agent; known: {own}"));
+        let told = NotFound::of(&refused).context("it says what there is")?;
+        assert_eq!((&*told.what, told.candidates), ("node", vec![own.clone()]));
+    }
+    traced.stop()
 }
