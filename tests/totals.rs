@@ -185,3 +185,68 @@ fn totals_agree_with_the_answers_and_go_on_when_pods_are_gone_and_come_back() ->
     assert!(answer.usage.is_some_and(|usage| usage.kernel_map_bytes > 0));
     traced.stop()
 }
+
+#[test]
+fn totals_and_series_rise_and_are_whole_while_dozens_of_pods_come_and_go() -> Result<()> {
+    const THREADS: u64 = 4;
+    const PODS: u64 = 15;
+    let node = Node::start(NodeOptions::default())?;
+    let dir = tempfile::tempdir()?;
+    let api = KubeApi::start_in(&node.netns())?;
+    node.report_to(&api)?;
+    let server = node.start_pod(PodSpec::new("shop", "server").owner("DaemonSet", "server"))?;
+    let _sink = server.spawn("app", &Program::udp_sink(Ipv4Addr::UNSPECIFIED, PORT))?;
+    let traced = traced(&node, &api, &dir)?;
+    let at = traced.metrics_addr().context("it serves metrics")?;
+    let to = address(&server, false, PORT);
+
+    // A name for each thread, which its pods have one after the other.
+    let come_and_go = |thread: u64| -> Result<u64> {
+        let (name, workload) = (format!("worker-{thread}"), format!("set-{}", thread % 2));
+        let mut sent = 0;
+        for number in 0..PODS {
+            let spec = PodSpec::new("shop", &name).owner("StatefulSet", &workload);
+            let pod = node.start_pod(spec)?;
+            let packets = 50 + thread + number;
+            pod.spawn("app", &Program::udp_send(to, packets, 1_000))?.wait()?;
+            pod.stop()?;
+            sent += packets;
+        }
+        Ok(sent)
+    };
+    let sent = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..THREADS).map(|thread| scope.spawn(move || come_and_go(thread))).collect();
+        let mut before = (Sums::new(), Sums::new());
+        while !threads.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            // Series under bare ids go away as their names come, so only what has names is compared.
+            let mut series = scraped(&traced, at)?;
+            series.retain(|(_, workload), _| !workload.is_empty());
+            let now = (told(&traced)?, series);
+            ensure_no_more(&before.0, &now.0, "totals and the next")?;
+            ensure_no_more(&before.1, &now.1, "metrics and the next")?;
+            before = now;
+        }
+        let mut sent = Vec::new();
+        for thread in threads {
+            sent.push(thread.join().expect("no panic")?);
+        }
+        anyhow::Ok(sent)
+    })?;
+
+    // What was told before its name came is in nobody's totals, for good.
+    let rests = ("shop".to_owned(), "DaemonSet/server".to_owned());
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let now = told(&traced)?;
+        let of = |workload: &str| now.get(&("shop".into(), workload.into())).map_or(0, |s| s[3]);
+        let nobodys = now.get(&Workload::default()).map_or(0, |sums| sums[3]);
+        let sets = of("StatefulSet/set-0") + of("StatefulSet/set-1");
+        let all: u64 = sent.iter().sum();
+        if sets + nobodys >= all && sets > all / 2 && now[&rests][1] >= all {
+            return traced.stop();
+        }
+        ensure!(Instant::now() < deadline, "{all} packets, {now:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

@@ -128,13 +128,13 @@ mod tests {
     #[test]
     fn families_are_written_as_the_format_has_them() {
         let expected = "\
-# HELP orb8_network_bytes L2 length.
+# HELP orb8_network_bytes L2 length
 # TYPE orb8_network_bytes counter
 # UNIT orb8_network_bytes bytes
 orb8_network_bytes_total{pod=\"a\\\"b\",namespace=\"x\"} 9007199254740993
-# HELP up Whether it is.
+# HELP up Whether it is
 # TYPE up gauge
-up 1.0
+up{} 1.0
 # EOF
 ";
         assert_eq!(encode(Box::new(Two)).unwrap(), expected);

@@ -5,16 +5,20 @@ use std::{future::Future, sync::Arc};
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, StatusCode,
+        header::{ACCEPT, CONTENT_TYPE},
+    },
     response::IntoResponse,
     routing::get,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::families::{Scrape, encode};
-
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use crate::{
+    families::{Scrape, encode},
+    format::Format,
+};
 
 /// What a daemon says of itself.
 pub trait Source: Send + Sync + 'static {
@@ -42,9 +46,11 @@ pub async fn serve(source: impl Source, listener: TcpListener, token: Cancellati
     }
 }
 
-async fn metrics<S: Source>(State(source): State<Arc<S>>) -> impl IntoResponse {
+async fn metrics<S: Source>(State(source): State<Arc<S>>, headers: HeaderMap) -> impl IntoResponse {
+    let accepted = headers.get_all(ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
+    let format = Format::asked(&accepted.collect::<Vec<_>>().join(","));
     match encode(source.scrape().await) {
-        Ok(text) => (StatusCode::OK, [(CONTENT_TYPE, OPENMETRICS)], text),
+        Ok(text) => (StatusCode::OK, [(CONTENT_TYPE, format.content_type())], format.of(text)),
         Err(error) => {
             let text = format!("metrics cannot be written: {error}\n");
             (StatusCode::INTERNAL_SERVER_ERROR, [(CONTENT_TYPE, "text/plain")], text)

@@ -1,6 +1,7 @@
 //! What orb8's daemons say of themselves: `/metrics`, `/healthz`, `/readyz`, and what they cost.
 
 mod families;
+mod format;
 mod http;
 pub mod process;
 

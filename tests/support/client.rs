@@ -141,7 +141,14 @@ impl Client {
 
     /// Status code and body of `GET path`.
     pub fn get(&self, at: SocketAddr, path: &str) -> Result<(u16, String)> {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
+        self.get_as(at, path, "*/*")
+    }
+
+    /// Status code and body of `GET path` by a client that accepts `media_types`.
+    pub fn get_as(&self, at: SocketAddr, path: &str, media_types: &str) -> Result<(u16, String)> {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {at}\r\nAccept: {media_types}\r\nConnection: close\r\n\r\n"
+        );
         let answer = self.send(at, request.as_bytes())?;
         let answer = String::from_utf8(answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").context("no end of the HTTP header")?;

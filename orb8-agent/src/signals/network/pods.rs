@@ -308,7 +308,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::aggregator::slice_start_ns;
+    use crate::{aggregator::slice_start_ns, signals::network::metrics::NetworkMetrics};
 
     fn identity(pod_uid: &str, container_id: &str, pod_name: &str) -> Arc<Identity> {
         let empty: Arc<str> = "".into();
@@ -517,10 +517,25 @@ mod tests {
             }
             most = most.max(now.len());
             before = now;
+            if n.is_multiple_of(500) {
+                // A sample for each direction of bytes, packets and packets on the wire.
+                assert_eq!(samples(&accounts), before.len() * 6);
+            }
         }
         assert!(most <= 21 * 2, "{most} series at once");
         assert_eq!(before.keys().filter(|series| series.pod.starts_with("db-")).count(), 4);
         accounts.forget(slice + 1);
-        assert_eq!(accounts.totals().len(), 0);
+        assert_eq!(samples(&accounts), 0);
+    }
+
+    /// Series of pods in what a scrape gets, after making sure that none is there twice.
+    fn samples(accounts: &Accounts) -> usize {
+        let metrics = NetworkMetrics { pods: accounts.totals(), flows: 0, peers_unasked: 0 };
+        let text = orb8_metrics::encode(Box::new(metrics)).unwrap();
+        let names = text.lines().filter(|line| line.starts_with("orb8_network_"));
+        let names: Vec<&str> = names.map(|line| line.rsplit_once(' ').unwrap().0).collect();
+        let distinct: std::collections::HashSet<&&str> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len(), "{text}");
+        names.len()
     }
 }
