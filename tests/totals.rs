@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use orb8_agent::k8s::KubernetesSource;
+use orb8_k8s::KubernetesSource;
 use orb8_proto::{PodQuery, SyscallQuery, TotalsQuery, TotalsResponse};
 use orb8_testkit::{KubeApi, Node, NodeOptions, Pod, PodSpec, Program};
 use orb8_tests::{Client, Traced, address};
@@ -79,6 +79,7 @@ impl Scraped {
         let mut than = than.clone();
         if self.is_cut {
             than.values_mut().for_each(|sums| sums[4] = 0);
+            than.retain(|_, sums| *sums != [0; 5]);
         }
         ensure_no_more(&than, &self.sums, what)
     }
