@@ -305,7 +305,7 @@ mod tests {
                 let namespace = format!("preview-{}", sweep / 10);
                 agent.workloads.extend(said(1, (&namespace, &name), 1_000).workloads);
             }
-            agent.workloads.drain(1..agent.workloads.len().saturating_sub(4_000).max(1));
+            agent.workloads.drain(1..agent.workloads.len().saturating_sub(1_000).max(1));
             kept.take(agent.clone(), now);
             kept.forget(now);
             most = most.max(kept.workloads.rows.len());
