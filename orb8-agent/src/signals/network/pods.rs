@@ -83,18 +83,33 @@ pub(super) struct Account {
     pub(super) total: Traffic,
     /// Of its total, what no workload was given yet.
     ungiven: Traffic,
-    /// Totals of closed accounts that had the same series.
-    inherited: Traffic,
+    /// Totals of closed accounts that had the same series. Few have any.
+    inherited: Option<Box<Traffic>>,
     pub(super) window: Window<Traffic>,
     pub(super) last_ns: u64,
     pub(super) interfaces: Vec<Arc<str>>,
 }
 
 impl Account {
+    /// What its series shows.
+    fn shown(&self) -> Traffic {
+        let mut shown = self.total;
+        if let Some(inherited) = &self.inherited {
+            shown += **inherited;
+        }
+        shown
+    }
+
+    fn inherit(&mut self, traffic: Traffic) {
+        **self.inherited.get_or_insert_default() += traffic;
+    }
+
     fn take_over(&mut self, other: Self) {
         self.total += other.total;
         self.ungiven += other.ungiven;
-        self.inherited += other.inherited;
+        if let Some(inherited) = other.inherited {
+            self.inherit(*inherited);
+        }
         self.window.merge(other.window);
         self.last_ns = self.last_ns.max(other.last_ns);
         for interface in other.interfaces {
@@ -178,7 +193,7 @@ impl Accounts {
             by: attribution.by,
             total: Traffic::default(),
             ungiven: Traffic::default(),
-            inherited: Traffic::default(),
+            inherited: None,
             window: Window::default(),
             last_ns: 0,
             interfaces: Vec::new(),
@@ -234,21 +249,20 @@ impl Accounts {
     /// What closed accounts had stays in their workloads. A series that another account goes on with
     /// must not fall: that of a pod that came back under its old name.
     fn close(&mut self, closed: Vec<(Owner, Account)>) {
-        if closed.is_empty() {
-            return;
-        }
-        let mut heirs = HashMap::new();
-        for (owner, account) in &mut self.accounts {
-            if let Some(series) = Series::of(owner, account) {
-                heirs.insert(series, &mut account.inherited);
-            }
-        }
+        let mut left: HashMap<Series, Traffic> = HashMap::new();
         for (owner, mut account) in closed {
             self.workloads.take(account.identity.as_deref(), &mut account.ungiven);
-            let heir = Series::of(&owner, &account).and_then(|series| heirs.get_mut(&series));
-            if let Some(inherited) = heir {
-                **inherited += account.total;
-                **inherited += account.inherited;
+            if let Some(series) = Series::of(&owner, &account) {
+                *left.entry(series).or_default() += account.shown();
+            }
+        }
+        if left.is_empty() {
+            return;
+        }
+        for (owner, account) in &mut self.accounts {
+            let series = Series::of(owner, account);
+            if let Some(traffic) = series.and_then(|series| left.remove(&series)) {
+                account.inherit(traffic);
             }
         }
     }
@@ -274,9 +288,7 @@ impl Accounts {
         let mut totals: HashMap<Series, Traffic> = HashMap::new();
         for (owner, account) in &self.accounts {
             if let Some(series) = Series::of(owner, account) {
-                let sum = totals.entry(series).or_default();
-                *sum += account.total;
-                *sum += account.inherited;
+                *totals.entry(series).or_default() += account.shown();
             }
         }
         if self.units != Traffic::default() {

@@ -286,21 +286,22 @@ impl Accounts {
     /// What closed accounts had stays in their workloads. A series that another account goes on with
     /// must not fall: that of a container that was restarted.
     fn close(&mut self, closed: Vec<(Owner, Account)>) {
-        if closed.is_empty() {
-            return;
-        }
-        let mut heirs = HashMap::new();
-        for (owner, account) in &mut self.accounts {
-            if let Some(series) = Series::of(owner, account.identity().map(|i| &**i)) {
-                heirs.insert(series, &mut account.inherited);
-            }
-        }
+        let mut left: HashMap<Series, Vec<(u16, u64)>> = HashMap::new();
         for (owner, mut account) in closed {
             let identity = account.attribution.identity.clone();
             self.workloads.take(identity.as_deref(), &mut account.ungiven);
-            let series = Series::of(&owner, identity.as_deref());
-            if let Some(inherited) = series.and_then(|series| heirs.get_mut(&series)) {
-                account.shown().for_each(|(number, calls)| add(inherited, number, calls));
+            if let Some(series) = Series::of(&owner, identity.as_deref()) {
+                let sums = left.entry(series).or_default();
+                account.shown().for_each(|(number, calls)| add(sums, number, calls));
+            }
+        }
+        if left.is_empty() {
+            return;
+        }
+        for (owner, account) in &mut self.accounts {
+            let series = Series::of(owner, account.identity().map(|identity| &**identity));
+            for (number, calls) in series.and_then(|s| left.remove(&s)).unwrap_or_default() {
+                add(&mut account.inherited, number, calls);
             }
         }
     }
