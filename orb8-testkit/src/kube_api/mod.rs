@@ -16,7 +16,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -75,7 +75,7 @@ impl KubeApi {
     /// # Errors
     /// When there is no port or no thread.
     pub fn start() -> Result<Self> {
-        Self::launch(None)
+        Self::launch(None, Ipv4Addr::LOCALHOST)
     }
 
     /// Starts an API on a free port of a namespace's 127.0.0.1.
@@ -83,10 +83,18 @@ impl KubeApi {
     /// # Errors
     /// As [`start`](Self::start), and when the namespace cannot be entered.
     pub fn start_in(netns: &Netns) -> Result<Self> {
-        Self::launch(Some(netns.clone()))
+        Self::start_at(netns, Ipv4Addr::LOCALHOST)
     }
 
-    fn launch(netns: Option<Netns>) -> Result<Self> {
+    /// Starts an API on a free port of an address that a namespace has.
+    ///
+    /// # Errors
+    /// As [`start_in`](Self::start_in).
+    pub fn start_at(netns: &Netns, address: Ipv4Addr) -> Result<Self> {
+        Self::launch(Some(netns.clone()), address)
+    }
+
+    fn launch(netns: Option<Netns>, address: Ipv4Addr) -> Result<Self> {
         let shared = Arc::new(Shared {
             store: Mutex::default(),
             faults: Mutex::default(),
@@ -103,7 +111,7 @@ impl KubeApi {
         let (for_thread, stop_thread) = (Arc::clone(&shared), stop.clone());
         let thread = thread::Builder::new()
             .name("orb8-kube-api".into())
-            .spawn(move || serve::run(for_thread, netns, &stop_thread, &tell))?;
+            .spawn(move || serve::run(for_thread, netns, address, &stop_thread, &tell))?;
         let addr = told.recv().context("the API's thread is gone")??;
         Ok(Self { shared, addr, stop, thread: Some(thread) })
     }
@@ -114,7 +122,7 @@ impl KubeApi {
         self.addr
     }
 
-    /// `http://127.0.0.1:<port>`
+    /// `http://<address>:<port>`
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)

@@ -20,6 +20,7 @@ use crate::Netns;
 pub(super) fn run(
     shared: Arc<Shared>,
     netns: Option<Netns>,
+    address: Ipv4Addr,
     stop: &CancellationToken,
     tell: &SyncSender<Result<SocketAddr>>,
 ) {
@@ -28,7 +29,7 @@ pub(super) fn run(
             netns.enter()?;
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        let listener = runtime.block_on(TcpListener::bind((address, 0)))?;
         let addr = listener.local_addr()?;
         anyhow::Ok((runtime, listener, addr))
     })();
