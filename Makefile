@@ -14,8 +14,8 @@ setup: ## Install what is missing on this machine (root or sudo)
 demo: setup ## Watch real pod traffic, with totals that equal the kernel's own (root)
 	@cargo xtask demo
 
-build: setup ## Build the release binaries, orb8 and orb8-agent
-	@ORB8_BPF=required cargo build --release --package orb8-cli --package orb8-agent
+build: setup ## Build the release binaries: orb8, orb8-agent and orb8-server
+	@ORB8_BPF=required cargo build --release --package orb8-cli --package orb8-agent --package orb8-server
 
 image: setup ## Build container images of the agent and the server, static, without Docker
 	@cargo xtask image
