@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::{
+    access::{Access, Want},
     agents::{Agents, Client, Node, unix_ns},
     aggregator::{Anomalies, Flows, Pods, Syscalls},
     cluster::{Cluster, Route},
@@ -38,6 +39,7 @@ pub(crate) struct Api {
     pub(crate) agents: Agents,
     cluster: Option<Cluster>,
     pub(crate) config: Arc<Config>,
+    pub(crate) access: Access,
     streams: Arc<Semaphore>,
     started: SystemTime,
     token: CancellationToken,
@@ -48,10 +50,22 @@ impl Api {
         agents: Agents,
         cluster: Option<Cluster>,
         config: Arc<Config>,
+        access: Access,
         token: CancellationToken,
     ) -> Self {
         let streams = Arc::new(Semaphore::new(config.max_streams as usize));
-        Self { agents, cluster, config, streams, started: SystemTime::now(), token }
+        Self { agents, cluster, config, access, streams, started: SystemTime::now(), token }
+    }
+
+    /// Whether it can do its work.
+    ///
+    /// # Errors
+    /// Why not, as a line.
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        match self.agents.problem() {
+            Some(problem) if self.agents.all().is_empty() => Err(format!("agents: {problem}\n")),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn open_streams(&self) -> usize {
@@ -136,10 +150,13 @@ impl Api {
     }
 }
 
-/// Everything that a typed query does: checks, fan-out with limits pushed down, merge.
+/// Everything that a typed query does: checks, fan-out with limits pushed down, merge. Gives the
+/// answer, and what the client may see of it.
 macro_rules! query {
     ($api:ident, $request:ident, $method:ident, $route:expr, $merged:expr) => {{
         let limit = $api.time_limit(&$request);
+        let want = Want::Pods($request.get_ref().namespace.clone());
+        let sight = $api.access.check(&$request, want).await?.sight;
         let mut query = $request.into_inner();
         window(query.start_time_ns, query.end_time_ns)?;
         query.limit = $api.limit(query.limit)?;
@@ -150,7 +167,7 @@ macro_rules! query {
             async move { client.$method(query).await }
         };
         let outcomes = $api.ask(route, limit, call, |answer| merged.add(answer)).await;
-        merged.told(judge(outcomes)?)
+        (merged.told(judge(outcomes, &sight)?), sight)
     }};
 }
 
@@ -164,9 +181,13 @@ impl OrbitService for Api {
     ) -> Result<Response<FlowResponse>, Status> {
         let route = |q: &FlowQuery| self.route(&q.node, &q.namespace, &q.pod_name);
         let merged = |q: &FlowQuery| Flows::new(q.limit, q.sort_by());
-        let mut told = query!(self, request, query_flows, route, merged);
-        if let Some(cluster) = &self.cluster {
-            told.flows.iter_mut().for_each(|flow| cluster.name(flow));
+        let (mut told, sight) = query!(self, request, query_flows, route, merged);
+        for flow in &mut told.flows {
+            if let Some(cluster) = &self.cluster {
+                cluster.name(flow);
+            }
+            // Last, as it hides what was named before.
+            sight.flow(flow);
         }
         Ok(Response::new(told))
     }
@@ -177,7 +198,7 @@ impl OrbitService for Api {
     ) -> Result<Response<PodResponse>, Status> {
         let route = |q: &PodQuery| self.route(&q.node, &q.namespace, &q.pod_name);
         let merged = |q: &PodQuery| Pods::new(q.limit, q.sort_by());
-        Ok(Response::new(query!(self, request, query_pods, route, merged)))
+        Ok(Response::new(query!(self, request, query_pods, route, merged).0))
     }
 
     async fn query_syscalls(
@@ -186,7 +207,7 @@ impl OrbitService for Api {
     ) -> Result<Response<SyscallResponse>, Status> {
         let route = |q: &SyscallQuery| self.route(&q.node, &q.namespace, &q.pod_name);
         let merged = |q: &SyscallQuery| Syscalls::new(q.limit, q.sort_by());
-        Ok(Response::new(query!(self, request, query_syscalls, route, merged)))
+        Ok(Response::new(query!(self, request, query_syscalls, route, merged).0))
     }
 
     async fn query_anomalies(
@@ -196,7 +217,7 @@ impl OrbitService for Api {
         // Agents remember findings, and what is normal, for much longer than pods are.
         let route = |q: &AnomalyQuery| self.nodes(&q.node).map(Route::all);
         let merged = |q: &AnomalyQuery| Anomalies::new(q.limit);
-        Ok(Response::new(query!(self, request, query_anomalies, route, merged)))
+        Ok(Response::new(query!(self, request, query_anomalies, route, merged).0))
     }
 
     async fn get_syscall_profile(
@@ -204,6 +225,8 @@ impl OrbitService for Api {
         request: Request<SyscallProfileQuery>,
     ) -> Result<Response<SyscallProfileResponse>, Status> {
         let limit = self.time_limit(&request);
+        let want = Want::Pods(request.get_ref().namespace.clone());
+        let sight = self.access.check(&request, want).await?.sight;
         let query = request.into_inner();
         let nodes = self.nodes(&query.node)?;
         let mut profiles = Vec::new();
@@ -221,7 +244,7 @@ impl OrbitService for Api {
         };
         // Of what a container ever called, for as long as its agent runs.
         let outcomes = self.ask(Route::all(nodes), limit, call, take).await;
-        let nodes = judge(outcomes)?;
+        let nodes = judge(outcomes, &sight)?;
         profiles.sort_by(|a, b| {
             let key = |p: &orb8_proto::SyscallProfile| {
                 (
@@ -240,6 +263,7 @@ impl OrbitService for Api {
         &self,
         request: Request<NodeQuery>,
     ) -> Result<Response<NodeResponse>, Status> {
+        self.access.check(&request, Want::Nodes).await?;
         let name = request.into_inner().name;
         let mut nodes: Vec<NodeView> = self.agents.all().iter().map(|node| node.view()).collect();
         nodes.extend(self.without_agent().into_iter().map(|name| NodeView {
@@ -266,8 +290,11 @@ impl OrbitService for Api {
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
         let limit = self.time_limit(&request);
+        let of_server = request.get_ref().node.is_empty();
+        let want = if of_server { Want::Presence } else { Want::Nodes };
+        let sight = self.access.check(&request, want).await?.sight;
         let StatusRequest { node } = request.into_inner();
-        if node.is_empty() {
+        if of_server {
             let (pod_source, peer_source) = self.cluster.as_ref().map(Cluster::sources).unzip();
             return Ok(Response::new(StatusResponse {
                 pod_source,
@@ -285,12 +312,13 @@ impl OrbitService for Api {
         let call = |mut client: Client| async move {
             client.get_agent_status(StatusRequest::default()).await
         };
-        let take = |answer: StatusResponse| {
+        let take = |mut answer: StatusResponse| {
+            sight.status(&mut answer);
             status = Some(answer);
             (0, 0)
         };
         let outcomes = self.ask(Route::all(nodes), limit, call, take).await;
-        let answers = judge(outcomes)?;
+        let answers = judge(outcomes, &sight)?;
         status.map(Response::new).ok_or_else(|| {
             let reason = answers.first().map_or("", |answer| &answer.reason);
             Status::unavailable(format!("node {node}: {reason}"))
@@ -302,6 +330,8 @@ impl OrbitService for Api {
         request: Request<StreamRequest>,
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
         let limit = self.config.query_timeout;
+        let want = Want::Pods(request.get_ref().namespace.clone());
+        let pass = self.access.check(&request, want).await?;
         let request = request.into_inner();
         if let Some(ns) = request.duration_ns.filter(|ns| !(1..=MAX_DURATION_NS).contains(ns)) {
             return Err(Status::invalid_argument(format!(
@@ -315,14 +345,21 @@ impl OrbitService for Api {
                 self.config.max_streams
             ))
         })?;
-        let merger =
-            Merger::start(self.agents.clone(), self.cluster.clone(), request, limit).await?;
+        let sight = pass.sight.clone();
+        let (agents, cluster) = (self.agents.clone(), self.cluster.clone());
+        let merger = Merger::start(agents, cluster, request, sight, limit).await?;
         let (events, stream) = mpsc::channel(QUEUE);
         let token = self.token.clone();
-        // Ends with the client, its time or the server; it holds nothing that outlives those.
+        // Ends with the client, its time, its right or the server; it holds nothing that outlives those.
         tokio::spawn(async move {
             let _permit: OwnedSemaphorePermit = permit;
-            merger.run(events, token).await;
+            let stop = async {
+                tokio::select! {
+                    () = token.cancelled() => Status::unavailable("the server stops"),
+                    why = pass.ended() => why,
+                }
+            };
+            merger.run(events, stop).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }

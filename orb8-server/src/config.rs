@@ -1,6 +1,9 @@
 //! From what a user wrote (file, environment, flags) to what the server runs with. Every error is
 //! found here, before anything binds, and all of them are told at once.
 
+mod kubernetes;
+mod security;
+
 use std::{
     fmt, fs,
     net::{Ipv4Addr, SocketAddr},
@@ -9,9 +12,15 @@ use std::{
 };
 
 use orb8_k8s::{KubernetesSource, watcher};
+use orb8_transport::{ClientFiles, ServerFiles};
 use serde::Deserialize;
 
-use crate::{agents::Timing, cluster::AGENTS_REMEMBER, discovery::Source};
+use crate::{
+    access::{self, Authority},
+    agents::Timing,
+    cluster::AGENTS_REMEMBER,
+    discovery::Source,
+};
 
 /// gRPC port of the server.
 pub const DEFAULT_GRPC_PORT: u16 = 8080;
@@ -49,7 +58,32 @@ pub struct RawConfig {
     /// ~/.kube/config]
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// Allow plain text on addresses that are not loopback
+    /// Who decides what a client may see: none, certificates or kubernetes [default: certificates
+    /// with --tls-client-ca; else none, on loopback and with --insecure only]
+    #[arg(long, env = "ORB8_SERVER_AUTH", value_name = "WHO")]
+    pub auth: Option<String>,
+    /// Serve gRPC by TLS, with this certificate and its chain (PEM; read again when it changes)
+    #[arg(long, env = "ORB8_SERVER_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of that certificate (PEM)
+    #[arg(long, env = "ORB8_SERVER_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// CA certificates of clients (PEM); with --auth kubernetes a client may show a token instead
+    #[arg(long, env = "ORB8_SERVER_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Ask agents by TLS, and trust these CA certificates (PEM) [default: those of the system]
+    #[arg(long, env = "ORB8_AGENT_TLS_CA", value_name = "FILE")]
+    pub agent_tls_ca: Option<PathBuf>,
+    /// Certificate to show to agents (PEM; read again when it changes)
+    #[arg(long, env = "ORB8_AGENT_TLS_CERT", value_name = "FILE")]
+    pub agent_tls_cert: Option<PathBuf>,
+    /// Private key of that certificate (PEM)
+    #[arg(long, env = "ORB8_AGENT_TLS_KEY", value_name = "FILE")]
+    pub agent_tls_key: Option<PathBuf>,
+    /// Name that the agents' certificates are for [default: orb8-agent.orb8-system.svc]
+    #[arg(long, env = "ORB8_AGENT_TLS_SERVER_NAME", value_name = "NAME")]
+    pub agent_tls_server_name: Option<String>,
+    /// Allow plain-text gRPC, and questions by nobody in particular, on addresses that are not loopback
     #[arg(long, env = "ORB8_INSECURE")]
     pub insecure: bool,
     /// How long agents have to answer a query [default: 2s]
@@ -80,6 +114,14 @@ pub struct Config {
     pub watch: watcher::Timing,
     /// For how long agents may have rows of a pod that is gone.
     pub agents_remember: Duration,
+    /// What gRPC is served with; `None`: plain text.
+    pub tls: Option<ServerFiles>,
+    /// What agents are asked with; `None`: plain text.
+    pub agent_tls: Option<ClientFiles>,
+    /// Who decides what a client may see.
+    pub authority: Authority,
+    /// For how long that counts.
+    pub access: access::Timing,
     /// How long agents have to answer.
     pub query_timeout: Duration,
     /// Most rows of one answer.
@@ -114,11 +156,15 @@ impl RawConfig {
                 Err(problem) => problems.push(problem),
             }
         }
-        let listen = self.address("listen", &self.listen, DEFAULT_GRPC_PORT, &mut problems);
-        let metrics_listen = self.address(
+        let tls = self.server_tls(&mut problems);
+        let encrypted = tls.is_some() || self.insecure;
+        let listen = address("listen", &self.listen, DEFAULT_GRPC_PORT, encrypted, &mut problems);
+        // Names of namespaces and workloads at the most, and nobody is asked who it is.
+        let metrics_listen = address(
             "metrics-listen",
             &self.metrics_listen,
             DEFAULT_METRICS_PORT,
+            true,
             &mut problems,
         );
         let agents = match self.agents.as_deref().map(str::parse) {
@@ -138,14 +184,19 @@ impl RawConfig {
             }
         };
         let (kubernetes, knows_cluster) = self.kubernetes(&agents, &mut problems);
+        let authority = self.authority(listen, tls.is_some(), &mut problems);
         let config = Config {
             listen,
             metrics_listen,
+            agent_tls: self.agent_tls(&agents, &mut problems),
             agents,
             kubernetes,
             knows_cluster,
             watch: watcher::Timing::default(),
             agents_remember: AGENTS_REMEMBER,
+            tls: tls.map(|files| security::as_asked_by(authority, files)),
+            authority,
+            access: access::Timing::default(),
             query_timeout: query_timeout(self.query_timeout.as_deref(), &mut problems),
             max_rows: number("max-rows", &self.max_rows, DEFAULT_MAX_ROWS, &mut problems),
             max_streams: number(
@@ -171,58 +222,47 @@ impl RawConfig {
         fill(&mut self.metrics_listen, file.metrics_listen);
         fill(&mut self.agents, file.agents);
         fill(&mut self.kubernetes, file.kubernetes);
+        fill(&mut self.auth, file.auth);
         fill(&mut self.kubeconfig, file.kubeconfig);
+        fill(&mut self.tls_cert, file.tls_cert);
+        fill(&mut self.tls_key, file.tls_key);
+        fill(&mut self.tls_client_ca, file.tls_client_ca);
+        fill(&mut self.agent_tls_ca, file.agent_tls_ca);
+        fill(&mut self.agent_tls_cert, file.agent_tls_cert);
+        fill(&mut self.agent_tls_key, file.agent_tls_key);
+        fill(&mut self.agent_tls_server_name, file.agent_tls_server_name);
         fill(&mut self.query_timeout, file.query_timeout);
         fill(&mut self.max_rows, file.max_rows);
         fill(&mut self.max_streams, file.max_streams);
         self.insecure |= file.insecure;
     }
+}
 
-    /// How to reach the API, and whether the cluster is to be watched through it.
-    fn kubernetes(&self, agents: &Source, problems: &mut Vec<String>) -> (KubernetesSource, bool) {
-        if let Some(path) = self.kubeconfig.as_ref().filter(|path| !path.is_file()) {
-            problems.push(format!("kubeconfig: no file {}", path.display()));
+/// An address, and whether it may be one that others reach.
+fn address(
+    name: &str,
+    written: &Option<String>,
+    port: u16,
+    open: bool,
+    problems: &mut Vec<String>,
+) -> SocketAddr {
+    let default = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let Some(written) = written else { return default };
+    match written.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() || open => address,
+        Ok(address) => {
+            problems.push(format!(
+                "{name}: {address} is not a loopback address and would be served in plain text; \
+                 listen on 127.0.0.1 or [::1], give --tls-cert and --tls-key, or say --insecure"
+            ));
+            address
         }
-        let is_pod = KubernetesSource::running_as_pod();
-        let by_it = matches!(agents, Source::Kubernetes(_));
-        let wanted = match self.kubernetes.as_deref() {
-            None | Some("auto") => by_it || is_pod || self.kubeconfig.is_some(),
-            Some("on") => true,
-            Some("off") => false,
-            Some(other) => {
-                problems
-                    .push(format!("kubernetes: {other:?} is unknown; expected auto, on or off"));
-                false
-            }
-        };
-        (KubernetesSource::choose(self.kubeconfig.clone(), is_pod), wanted)
-    }
-
-    fn address(
-        &self,
-        name: &str,
-        written: &Option<String>,
-        port: u16,
-        problems: &mut Vec<String>,
-    ) -> SocketAddr {
-        let default = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let Some(written) = written else { return default };
-        match written.parse::<SocketAddr>() {
-            Ok(address) if address.ip().is_loopback() || self.insecure => address,
-            Ok(address) => {
-                problems.push(format!(
-                    "{name}: {address} is not a loopback address and would be served in plain \
-                     text; listen on 127.0.0.1 or [::1], or say --insecure"
-                ));
-                address
-            }
-            Err(_) => {
-                problems.push(format!(
-                    "{name}: {written:?} is not an address; expected IP:PORT such as {default} or \
-                     [::1]:{port}"
-                ));
-                default
-            }
+        Err(_) => {
+            problems.push(format!(
+                "{name}: {written:?} is not an address; expected IP:PORT such as {default} or \
+                 [::1]:{port}"
+            ));
+            default
         }
     }
 }
@@ -265,50 +305,4 @@ fn number(name: &str, written: &Option<String>, default: u32, problems: &mut Vec
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn everything_that_is_wrong_is_told_at_once() {
-        let raw = RawConfig {
-            listen: Some("0.0.0.0:8080".into()),
-            metrics_listen: Some("nowhere".into()),
-            agents: Some("a b".into()),
-            query_timeout: Some("1h".into()),
-            max_rows: Some("0".into()),
-            kubernetes: Some("perhaps".into()),
-            kubeconfig: Some("/no/such/file".into()),
-            ..RawConfig::default()
-        };
-        let error = raw.resolve().unwrap_err().to_string();
-        for part in [
-            "listen: 0.0.0.0:8080 is not a loopback address",
-            "metrics-listen: \"nowhere\"",
-            "agents: \"a b\"",
-            "query-timeout: \"1h\"",
-            "max-rows: \"0\"",
-            "kubernetes: \"perhaps\" is unknown; expected auto, on or off",
-            "kubeconfig: no file /no/such/file",
-        ] {
-            assert!(error.contains(part), "{error}");
-        }
-        assert_eq!(error.lines().count(), 7);
-        let error = RawConfig::default().resolve().unwrap_err().to_string();
-        assert!(error.starts_with("agents: not said where they are"), "{error}");
-    }
-
-    #[test]
-    fn the_cluster_is_watched_where_its_api_is_asked_for_agents_or_that_is_said() {
-        let knows = |agents: &str, kubernetes: Option<&str>| {
-            let raw = RawConfig {
-                agents: Some(agents.into()),
-                kubernetes: kubernetes.map(str::to_owned),
-                ..RawConfig::default()
-            };
-            raw.resolve().unwrap().knows_cluster
-        };
-        assert!(knows("kubernetes:a/b", None) && knows("kubernetes:a/b", Some("auto")));
-        assert!(knows("10.0.0.1", Some("on")));
-        assert!(!knows("kubernetes:a/b", Some("off")) && !knows("10.0.0.1", None));
-    }
-}
+mod tests;

@@ -7,12 +7,14 @@ mod kept;
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
 use orb8_metrics::{Families, Label, Scrape, Source, Unit, one, process};
 use orb8_proto::{NodeOutcome, NodeState, TotalsQuery, TotalsResponse, Usage};
+use orb8_transport::{Port, Refused};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use self::kept::{Kept, Sums, Workload};
@@ -22,18 +24,28 @@ use crate::{agents::Client, api::Api, losses::Losses, query::gather};
 const SWEEP: Duration = Duration::from_secs(4);
 
 /// Serves the server's metrics until `token` says stop.
-pub(crate) async fn serve(api: Api, listener: tokio::net::TcpListener, token: CancellationToken) {
-    let source = Cluster { api, kept: Arc::default() };
+pub(crate) async fn serve(
+    api: Api,
+    port: Port,
+    listener: tokio::net::TcpListener,
+    token: CancellationToken,
+) {
+    let source = Cluster { api, port, kept: Arc::default(), sweeping: Mutex::default() };
     orb8_metrics::serve(source, listener, token).await;
 }
 
 struct Cluster {
     api: Api,
-    kept: Arc<Mutex<Kept>>,
+    /// That of gRPC.
+    port: Port,
+    kept: Arc<std::sync::Mutex<Kept>>,
+    /// One sweep at a time, whoever scrapes and how often: others wait.
+    sweeping: Mutex<()>,
 }
 
 impl Source for Cluster {
     async fn scrape(&self) -> Box<dyn Scrape> {
+        let _turn = self.sweeping.lock().await;
         let began = Instant::now();
         let nodes = self.api.agents.all();
         let call = |node: Arc<crate::agents::Node>| {
@@ -62,17 +74,14 @@ impl Source for Cluster {
             took: began.elapsed(),
             streams: self.api.open_streams(),
             without_agent: self.api.without_agent().len(),
+            requests_refused: self.api.access.refusals(),
+            connections_refused: self.port.refused(),
             usage: process::now(0),
         })
     }
 
     fn ready(&self) -> Result<(), String> {
-        match self.api.agents.problem() {
-            Some(problem) if self.api.agents.all().is_empty() => {
-                Err(format!("agents: {problem}\n"))
-            }
-            _ => Ok(()),
-        }
+        self.api.ready()
     }
 }
 
@@ -89,6 +98,8 @@ struct Swept {
     took: Duration,
     streams: usize,
     without_agent: usize,
+    requests_refused: Vec<(&'static str, u64)>,
+    connections_refused: BTreeMap<Refused, u64>,
     usage: Usage,
 }
 
@@ -170,6 +181,16 @@ impl Scrape for Swept {
         families.gauge("orb8_nodes_without_agent", help, None, one(self.without_agent))?;
         let help = "Traces that clients have open";
         families.gauge("orb8_open_streams", help, None, one(self.streams))?;
+        let help = "Requests that were refused because of who asked";
+        let refused = self.requests_refused.iter();
+        let refused = refused.map(|(reason, count)| ([("reason", *reason)], *count));
+        families.counter("orb8_requests_refused", help, None, refused)?;
+        let help = "Connections to the gRPC port that were not let in";
+        let refused = Refused::ALL.iter().map(|reason| {
+            let count = self.connections_refused.get(reason).copied().unwrap_or_default();
+            ([("reason", reason.as_str())], count)
+        });
+        families.counter("orb8_connections_refused", help, None, refused)?;
         let build = [([("version", env!("CARGO_PKG_VERSION"))], 1.0)];
         families.gauge("orb8_server_build_info", "1, labelled with the version", None, build)?;
         families.process("this process", &self.usage)

@@ -7,7 +7,10 @@ use orb8_proto::{NodeAnswer, NodeOutcome, NotFound};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Status};
 
-use crate::agents::{Health, Node, cause, outcome};
+use crate::{
+    access::Sight,
+    agents::{Health, Node, cause, outcome},
+};
 
 /// Agents that are asked at the same moment. Their answers are merged one by one, so this bounds
 /// what is held of them.
@@ -130,8 +133,8 @@ where
 ///
 /// # Errors
 /// The agents' own: a request that is wrong for one is wrong for all, and what is on no node that
-/// answered is not found, with everything that is there instead.
-pub(crate) fn judge(outcomes: Vec<Outcome>) -> Result<Vec<NodeAnswer>, Status> {
+/// answered is not found, with everything that is there instead, as far as `sight` goes.
+pub(crate) fn judge(outcomes: Vec<Outcome>, sight: &Sight) -> Result<Vec<NodeAnswer>, Status> {
     let mut answers = Vec::with_capacity(outcomes.len());
     let mut missing: Vec<Status> = Vec::new();
     let mut found = false;
@@ -148,7 +151,7 @@ pub(crate) fn judge(outcomes: Vec<Outcome>) -> Result<Vec<NodeAnswer>, Status> {
         answers.push(answer);
     }
     if !found && !missing.is_empty() {
-        return Err(not_found(&missing, &answers));
+        return Err(not_found(&missing, &answers, sight));
     }
     answers.sort_by_cached_key(|answer| {
         (answer.outcome() == NodeOutcome::Answered, answer.node.clone())
@@ -157,12 +160,13 @@ pub(crate) fn judge(outcomes: Vec<Outcome>) -> Result<Vec<NodeAnswer>, Status> {
 }
 
 /// The one error that stands for all of these.
-fn not_found(missing: &[Status], answers: &[NodeAnswer]) -> Status {
+fn not_found(missing: &[Status], answers: &[NodeAnswer], sight: &Sight) -> Status {
     let mut told = missing.iter().filter_map(NotFound::of).peekable();
     let Some(NotFound { what, name, .. }) = told.peek().cloned() else {
-        return missing[0].clone();
+        return sight.not_found(&missing[0]);
     };
-    let candidates: BTreeSet<String> = told.flat_map(|one| one.candidates).collect();
+    let mut candidates: BTreeSet<String> = told.flat_map(|one| one.candidates).collect();
+    sight.candidates(&what, &mut candidates);
     let answered = answers.iter().filter(|a| a.outcome() == NodeOutcome::Answered).count();
     let place = match answers.len() - answered {
         0 => format!("any of {answered} nodes"),

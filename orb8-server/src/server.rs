@@ -1,19 +1,19 @@
 //! Putting the parts together: bind, follow the agents, serve, stop.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use orb8_proto::orbit_service_server::OrbitServiceServer;
+use orb8_transport::{ClientTls, FileError, ServerTls, incoming};
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    access::{Access, Authority, Kubernetes},
     agents::{self, Agents},
     api::Api,
     cluster::Cluster,
     config::Config,
     discovery::Members,
-    metrics,
+    grpc, metrics,
 };
 
 /// Why a server could not start.
@@ -29,6 +29,15 @@ pub enum StartError {
         /// The kernel's answer.
         error: io::Error,
     },
+    /// Certificates, keys or CAs cannot be used.
+    #[error(transparent)]
+    Tls(#[from] FileError),
+    /// There is nothing to ask the Kubernetes API with.
+    #[error("auth: the Kubernetes API is to decide who may see what, and cannot be asked: {0}")]
+    Kubernetes(String),
+    /// What is served beside orb8's own service.
+    #[error("gRPC: {0}")]
+    Services(io::Error),
 }
 
 /// How a server ended.
@@ -55,6 +64,9 @@ impl Server {
         // A connection for each agent: a thousand are more than the usual soft limit.
         orb8_metrics::process::raise_descriptor_limit();
         let config = Arc::new(config);
+        let tls = config.tls.clone().map(ServerTls::load).transpose()?;
+        let agent_tls = config.agent_tls.clone().map(ClientTls::load).transpose()?;
+        let access = access(&config).await?;
         let grpc = bind("gRPC", config.listen).await?;
         let metrics = bind("metrics", config.metrics_listen).await?;
         let address = |listener: &tokio::net::TcpListener, asked: SocketAddr| {
@@ -64,20 +76,25 @@ impl Server {
             (address(&grpc, config.listen), address(&metrics, config.metrics_listen));
 
         let (tracker, token) = (TaskTracker::new(), CancellationToken::new());
-        let agents = Agents::new(agents::plain(), config.timing);
+        let agents = Agents::new(agents::connector(agent_tls), config.timing);
         let (found, members) = watch::channel(Members::default());
+        let cluster = config.knows_cluster.then(|| Cluster::new(config.agents_remember));
+        let api =
+            Api::new(agents.clone(), cluster.clone(), Arc::clone(&config), access, token.clone());
+        let incoming = incoming(grpc, tls, &grpc::limits());
+        let port = incoming.port();
+        let serving =
+            grpc::serve(api.clone(), incoming, token.clone()).map_err(StartError::Services)?;
         tracing::info!("agents: {}", config.agents);
         let source = config.agents.clone();
         let kubernetes = config.kubernetes.clone();
         tracker.spawn(source.follow(kubernetes.clone(), config.watch, found, token.clone()));
-        let cluster = config.knows_cluster.then(|| Cluster::new(config.agents_remember));
-        if let Some(cluster) = cluster.clone() {
+        if let Some(cluster) = cluster {
             tracker.spawn(cluster.follow(kubernetes, config.watch, token.clone()));
         }
         tracker.spawn(agents.clone().follow(members, token.clone()));
-        let api = Api::new(agents.clone(), cluster, Arc::clone(&config), token.clone());
-        tracker.spawn(metrics::serve(api.clone(), metrics, token.clone()));
-        tracker.spawn(serve(api, grpc, token.clone()));
+        tracker.spawn(metrics::serve(api.clone(), port, metrics, token.clone()));
+        tracker.spawn(serving);
         let deadline = config.shutdown_deadline;
         Ok(Self { grpc: grpc_addr, metrics: metrics_addr, agents, tracker, token, deadline })
     }
@@ -120,22 +137,17 @@ async fn bind(
     })
 }
 
-fn serve(
-    api: Api,
-    listener: tokio::net::TcpListener,
-    token: CancellationToken,
-) -> impl Future<Output = ()> {
-    let server = tonic::transport::Server::builder()
-        .concurrency_limit_per_connection(256)
-        .max_concurrent_streams(256)
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .add_service(OrbitServiceServer::new(api));
-    async move {
-        let incoming = TcpListenerStream::new(listener);
-        let served = server.serve_with_incoming_shutdown(incoming, token.cancelled_owned()).await;
-        if let Err(error) = served {
-            tracing::error!("gRPC: {error}");
+/// Whoever decides, as far as that takes no question to anybody.
+async fn access(config: &Config) -> Result<Access, StartError> {
+    let kubernetes = match config.authority {
+        Authority::Kubernetes => {
+            let client = orb8_k8s::client(&config.kubernetes).await;
+            Some(Kubernetes::new(
+                client.map_err(|error| StartError::Kubernetes(error.to_string()))?,
+                &config.access,
+            ))
         }
-    }
+        Authority::Nobody | Authority::Certificates => None,
+    };
+    Ok(Access::new(config.authority, config.access, kubernetes))
 }

@@ -12,11 +12,11 @@ use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior},
 };
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use self::{follow::Heard, order::Order};
 use crate::{
+    access::Sight,
     agents::{Agents, Node, unix_ns},
     cluster::Cluster,
     losses::Losses,
@@ -38,6 +38,8 @@ pub(crate) struct Merger {
     agents: Agents,
     cluster: Option<Cluster>,
     request: StreamRequest,
+    /// What the client may see.
+    sight: Sight,
     /// When its time is over.
     deadline: Option<Instant>,
     inbox: mpsc::Receiver<Heard>,
@@ -71,6 +73,7 @@ impl Merger {
         agents: Agents,
         cluster: Option<Cluster>,
         request: StreamRequest,
+        sight: Sight,
         limit: Duration,
     ) -> Result<Self, Status> {
         let deadline = request
@@ -82,6 +85,7 @@ impl Merger {
             agents,
             cluster,
             request,
+            sight,
             deadline,
             inbox,
             heard,
@@ -104,7 +108,7 @@ impl Merger {
             }
         };
         let outcomes = gather(&nodes, limit, open, |()| (0, 0)).await;
-        judge(outcomes)?;
+        judge(outcomes, &merger.sight)?;
         let mut opened: BTreeMap<_, _> = opened
             .into_inner()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -153,8 +157,10 @@ impl Merger {
         }
     }
 
-    /// Passes records on until the client leaves, the time is over, or `token` says stop.
-    pub(crate) async fn run(mut self, out: Out, token: CancellationToken) {
+    /// Passes records on until the client leaves, the time is over, or `stop` says why it ends.
+    pub(crate) async fn run(mut self, out: Out, stop: impl Future<Output = Status>) {
+        tokio::pin!(stop);
+        let mut stopped = None;
         let mut changes = self.agents.changes();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -162,7 +168,10 @@ impl Merger {
         loop {
             tokio::select! {
                 () = out.closed() => return,
-                () = token.cancelled() => break,
+                why = &mut stop => {
+                    stopped = Some(why);
+                    break;
+                }
                 () = until(overtime) => break,
                 _ = tick.tick() => {
                     let due = self.order.due(now());
@@ -195,8 +204,8 @@ impl Merger {
             self.tally.delivered += 1;
         }
         let _gone = out.send(Ok(self.report(true))).await;
-        if token.is_cancelled() {
-            let _gone = out.send(Err(Status::unavailable("the server stops"))).await;
+        if let Some(why) = stopped {
+            let _gone = out.send(Err(why)).await;
         }
     }
 
@@ -258,13 +267,14 @@ impl Merger {
         }
     }
 
-    /// By now the API had as long to tell of the other end as the record waited for its turn.
+    /// By now the API had as long to tell of the other end as the record waited for its turn. What
+    /// the client may not see of it is hidden last.
     fn name(&self, event: &mut Event) {
-        if let (Some(cluster), Some(event::Event::NetworkFlow(flow))) =
-            (&self.cluster, &mut event.event)
-        {
+        let Some(event::Event::NetworkFlow(flow)) = &mut event.event else { return };
+        if let Some(cluster) = &self.cluster {
             cluster.name(flow);
         }
+        self.sight.flow(flow);
     }
 
     /// News of nodes is not lost; a client that does not read holds up its own stream only.

@@ -25,6 +25,7 @@ mod lines;
 mod link;
 mod netns;
 mod node;
+pub mod pki;
 mod pod;
 mod pod_object;
 mod pod_spec;

@@ -211,6 +211,31 @@ pub fn cause(error: &(dyn Error + 'static)) -> String {
     }
 }
 
+/// Whether a call never got an answer because the two sides do not trust or understand each other,
+/// as opposed to a network that does not bring them together.
+#[must_use]
+pub fn is_refusal(status: &Status) -> bool {
+    let mut error = status.source();
+    while let Some(one) = error {
+        let inner = one.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let known = one.downcast_ref().or_else(|| inner?.downcast_ref::<ConnectError>());
+        if let Some(known) = known {
+            return !matches!(
+                known,
+                ConnectError::Dns { .. }
+                    | ConnectError::Refused { .. }
+                    | ConnectError::Tcp { .. }
+                    | ConnectError::TimedOut { .. }
+            );
+        }
+        error = match inner {
+            Some(inner) => Some(inner as &(dyn Error + 'static)),
+            None => one.source(),
+        };
+    }
+    false
+}
+
 /// What a call failed of, if it never got an answer: `None` for what a server said.
 #[must_use]
 pub fn broken_by(status: &Status) -> Option<String> {

@@ -59,7 +59,7 @@ pub use bearer::BearerToken;
 pub use certificate::Identity;
 pub use client_tls::{ClientFiles, ClientTls};
 pub use connect::Connector;
-pub use connect_error::{ConnectError, broken_by, cause};
+pub use connect_error::{ConnectError, broken_by, cause, is_refusal};
 pub use connection::{Connection, Peer, peer};
 pub use error::{FileError, Part};
 pub use handshake::Refused;

@@ -36,6 +36,7 @@ fn name(peer: &Peer) -> String {
         PeerKind::External => "external",
         PeerKind::Loopback => "loopback",
         PeerKind::Multicast => "multicast",
+        PeerKind::Hidden => "hidden",
         PeerKind::Unknown | PeerKind::Unspecified => "unknown",
     };
     if is_named(peer) { format!("{prefix}:{full}") } else { format!("{prefix} {}", address(peer)) }

@@ -1152,6 +1152,8 @@ pub enum PeerKind {
     Loopback = 6,
     /// or broadcast
     Multicast = 7,
+    /// of a namespace that whoever asks may not see
+    Hidden = 8,
 }
 impl PeerKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1168,6 +1170,7 @@ impl PeerKind {
             Self::Unknown => "PEER_KIND_UNKNOWN",
             Self::Loopback => "PEER_KIND_LOOPBACK",
             Self::Multicast => "PEER_KIND_MULTICAST",
+            Self::Hidden => "PEER_KIND_HIDDEN",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1181,6 +1184,7 @@ impl PeerKind {
             "PEER_KIND_UNKNOWN" => Some(Self::Unknown),
             "PEER_KIND_LOOPBACK" => Some(Self::Loopback),
             "PEER_KIND_MULTICAST" => Some(Self::Multicast),
+            "PEER_KIND_HIDDEN" => Some(Self::Hidden),
             _ => None,
         }
     }

@@ -8,9 +8,10 @@ use std::{
     time::Duration,
 };
 
+use orb8_transport::{Address, ClientTls, Limits};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 pub use self::node::{Client, Health, Node, cause, outcome, unix_ns};
 use crate::discovery::Members;
@@ -39,23 +40,21 @@ impl Default for Timing {
 /// Makes the channel to an agent. It connects when it is used, again and again.
 pub type Connector = Arc<dyn Fn(&str) -> Result<Channel, String> + Send + Sync>;
 
-/// Channels in plain text.
+/// Channels with TLS, as its files say whenever one connects, or in plain text.
 #[must_use]
-pub fn plain() -> Connector {
-    Arc::new(|address| {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"));
-        Ok(tuned(endpoint.map_err(|error| format!("{address}: {error}"))?).connect_lazy())
+pub fn connector(tls: Option<ClientTls>) -> Connector {
+    let limits = Limits {
+        connect_time: Duration::from_secs(3),
+        // A silent agent is given up after some seconds, not after the kernel's quarter of an hour.
+        keepalive_interval: Duration::from_secs(10),
+        keepalive_time: Duration::from_secs(10),
+        ..Limits::default()
+    };
+    let connector = orb8_transport::Connector::new(tls, limits);
+    Arc::new(move |written| {
+        let address: Address = written.parse()?;
+        connector.channel(&address).map_err(|error| error.to_string())
     })
-}
-
-/// A silent agent is given up after some seconds, not after the kernel's quarter of an hour.
-pub fn tuned(endpoint: Endpoint) -> Endpoint {
-    endpoint
-        .connect_timeout(Duration::from_secs(3))
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .keep_alive_while_idle(true)
 }
 
 /// All agents that are known. Clones share them.

@@ -239,10 +239,12 @@ impl Node {
     }
 }
 
-/// What an error says of the node.
+/// What an error says of the node. One that TLS kept us from is there, and refuses us or is refused:
+/// that is mended elsewhere than a network.
 #[must_use]
 pub fn outcome(status: &Status) -> NodeOutcome {
     match status.code() {
+        Code::Unavailable if orb8_transport::is_refusal(status) => NodeOutcome::Refused,
         Code::Unavailable => NodeOutcome::Unreachable,
         Code::DeadlineExceeded | Code::Cancelled => NodeOutcome::Late,
         _ => NodeOutcome::Refused,
@@ -253,12 +255,10 @@ pub fn outcome(status: &Status) -> NodeOutcome {
 /// broke.
 #[must_use]
 pub fn cause(status: &Status) -> String {
-    let mut cause = std::error::Error::source(status);
-    while let Some(next) = cause.and_then(std::error::Error::source) {
-        cause = Some(next);
-    }
-    match cause {
-        Some(cause) => cause.to_string(),
+    match orb8_transport::broken_by(status) {
+        // Of the two ends of this connection, the other one is the agent, and what names our side's
+        // files is called otherwise than in a client of this server.
+        Some(cause) => cause.replace("the server", "the agent").replace("--tls-", "--agent-tls-"),
         None if status.message().is_empty() => status.code().description().to_owned(),
         None => status.message().to_owned(),
     }

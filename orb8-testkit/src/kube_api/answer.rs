@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::body::Body;
+use axum::body::{Body, to_bytes};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, USER_AGENT};
 use axum::http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -14,6 +14,7 @@ use super::body::Writer;
 use super::faults::Faults;
 use super::forward;
 use super::kinds::{Kind, Resource, resource};
+use super::reviews;
 use super::selector::Selector;
 use super::store::padded;
 use super::watch::{self, Watch};
@@ -39,6 +40,9 @@ pub(super) async fn answer(
     };
     let faults = lock(&shared.faults).clone();
     let response = match admit(&faults, request.method(), request.headers()) {
+        Ok(()) if request.method() == Method::POST => {
+            review(&shared, &logged.path, Body::new(request.into_body())).await
+        }
         Ok(()) => match forward::pod_of(&logged.path) {
             Some((namespace, pod)) => port(&shared, &logged, (namespace, pod), request, cut),
             None => respond(&shared, &logged, &faults, cut),
@@ -70,7 +74,7 @@ fn admit(faults: &Faults, method: &Method, headers: &HeaderMap) -> Result<(), Re
                        \"pods\" in API group \"\" at the cluster scope";
         return Err((StatusCode::FORBIDDEN, message.to_owned()));
     }
-    if method != Method::GET {
+    if method != Method::GET && method != Method::POST {
         return Err((StatusCode::METHOD_NOT_ALLOWED, "this API is only read".to_owned()));
     }
     Ok(())
@@ -92,6 +96,16 @@ fn port(
     let key = (namespace.to_owned(), pod.to_owned(), port);
     let there = lock(&shared.listeners).get(&key).copied();
     forward::forward(request, pod.to_owned(), port, there, cut)
+}
+
+/// The only objects that can be created are questions, which are not kept.
+async fn review(shared: &Shared, path: &str, body: Body) -> Result<Response<Body>, Refusal> {
+    let body = to_bytes(body, reviews::LONGEST).await;
+    let body = body.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+    let answer = lock(&shared.reviews).answer(path, &body);
+    let only_read = || (StatusCode::METHOD_NOT_ALLOWED, "this API is only read".to_owned());
+    let answer = answer.ok_or_else(only_read)??;
+    Ok(json_response(StatusCode::CREATED, Body::from(answer.to_string())))
 }
 
 fn respond(

@@ -1,7 +1,7 @@
 //! A Kubernetes API over real HTTP: lists, watches, versions, tokens, and every way in which one can fail.
 //!
 //! State is driven by calls, not by requests: [`KubeApi::apply`] and [`KubeApi::delete`] are what a kubelet or a
-//! controller would have done. Clients only read.
+//! controller would have done. Clients only read, and ask who somebody is and what they may do.
 
 mod answer;
 mod body;
@@ -9,6 +9,7 @@ mod faults;
 mod forward;
 mod kinds;
 mod request_log;
+mod reviews;
 mod selector;
 mod serve;
 mod store;
@@ -33,6 +34,7 @@ pub use request_log::LoggedRequest;
 
 use crate::Netns;
 use kinds::Kind;
+use reviews::Reviews;
 use store::Store;
 
 /// A running API. Dropping it closes its port and every connection.
@@ -49,6 +51,7 @@ pub struct KubeApi {
 pub(crate) struct Shared {
     store: Mutex<Store>,
     faults: Mutex<Faults>,
+    reviews: Mutex<Reviews>,
     log: Mutex<Vec<LoggedRequest>>,
     /// The version of the newest change; watches wait for it.
     newest: channel::Sender<u64>,
@@ -98,6 +101,7 @@ impl KubeApi {
         let shared = Arc::new(Shared {
             store: Mutex::default(),
             faults: Mutex::default(),
+            reviews: Mutex::default(),
             log: Mutex::default(),
             newest: channel::Sender::new(0),
             signals: channel::Sender::default(),
@@ -187,6 +191,27 @@ impl KubeApi {
     /// Changes how it fails, from now on.
     pub fn faults(&self, change: impl FnOnce(&mut Faults)) {
         change(&mut lock(&self.shared.faults));
+    }
+
+    /// Knows a bearer token from now on, by TokenReview: whose it is, and of which groups.
+    pub fn add_token(&self, token: &str, user: &str, groups: &[&str]) {
+        lock(&self.shared.reviews).add_token(token, user, groups);
+    }
+
+    /// Says of a token from now on that its time is over.
+    pub fn expire_token(&self, token: &str) {
+        lock(&self.shared.reviews).expire_token(token);
+    }
+
+    /// Gives a user or a group a right, which SubjectAccessReview tells of, such as to `list` `pods`
+    /// in a namespace; empty: in all of them, and outside.
+    pub fn grant(&self, who: &str, verb: &str, resource: &str, namespace: &str) {
+        lock(&self.shared.reviews).grant(who, verb, resource, namespace);
+    }
+
+    /// Takes every right from a user or a group.
+    pub fn revoke(&self, who: &str) {
+        lock(&self.shared.reviews).revoke(who);
     }
 
     /// Resets every connection of now.

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use orb8_proto::{NetworkFlow, PodTraffic, orbit_service_server::OrbitServiceServer};
+use orb8_transport::{Limits, ServerFiles, ServerTls, incoming};
 use tokio::net::TcpListener;
 use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
 use tokio_util::sync::CancellationToken;
@@ -85,6 +86,13 @@ struct State {
     started_ns: i64,
 }
 
+impl State {
+    fn of(node: SimNode) -> Arc<Self> {
+        let (node, faults) = (Mutex::new(node), Mutex::default());
+        Arc::new(Self { node, faults, started_ns: service::unix_ns() })
+    }
+}
+
 /// One agent. It ends when it is dropped.
 #[derive(Debug)]
 pub struct SimAgent {
@@ -104,12 +112,7 @@ impl SimAgent {
     pub async fn start_at(address: SocketAddr, node: SimNode) -> Result<Self> {
         let listener = TcpListener::bind(address).await.context("binding an agent")?;
         let address = listener.local_addr()?;
-        let state = Arc::new(State {
-            node: Mutex::new(node),
-            faults: Mutex::default(),
-            started_ns: service::unix_ns(),
-        });
-        let token = CancellationToken::new();
+        let (state, token) = (State::of(node), CancellationToken::new());
         let service = Service::new(Arc::clone(&state), token.clone());
         let server = Server::builder().add_service(OrbitServiceServer::new(service));
         let ended = token.clone();
@@ -118,6 +121,29 @@ impl SimAgent {
             let incoming = TcpListenerStream::new(listener)
                 .map(move |stream| stream.map(|stream| Cut::new(stream, cut.clone())));
             ended.run_until_cancelled(server.serve_with_incoming(incoming)).await;
+        });
+        Ok(Self { address, state, token, server })
+    }
+
+    /// Serves `node` by TLS, as an agent does: with these files, on a port of the loopback.
+    ///
+    /// # Errors
+    /// When the files cannot be used, or there is no port.
+    pub async fn start_tls(address: SocketAddr, node: SimNode, tls: ServerFiles) -> Result<Self> {
+        let tls = ServerTls::load(tls)?;
+        let listener = TcpListener::bind(address).await.context("binding an agent")?;
+        let (address, limits) = (listener.local_addr()?, Limits::default());
+        let (state, token) = (State::of(node), CancellationToken::new());
+        let service = Service::new(Arc::clone(&state), token.clone());
+        let incoming = incoming(listener, Some(tls), &limits);
+        let (port, stop) = (incoming.port(), token.clone());
+        let serving = limits
+            .server()
+            .add_service(OrbitServiceServer::new(service))
+            .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        let server = tokio::spawn(async move {
+            // Cut at once, as those of a process that was killed.
+            let _ended = port.drain(serving, stop, Duration::ZERO).await;
         });
         Ok(Self { address, state, token, server })
     }
