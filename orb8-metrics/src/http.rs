@@ -40,10 +40,7 @@ pub async fn serve(source: impl Source, listener: TcpListener, token: Cancellati
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(Arc::new(source));
-    let server = axum::serve(listener, router);
-    if let Err(error) = server.with_graceful_shutdown(token.cancelled_owned()).await {
-        tracing::error!("metrics: {error}");
-    }
+    crate::serve_router(router, listener, token).await;
 }
 
 async fn metrics<S: Source>(State(source): State<Arc<S>>, headers: HeaderMap) -> impl IntoResponse {

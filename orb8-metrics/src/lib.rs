@@ -3,8 +3,10 @@
 mod families;
 mod format;
 mod http;
+mod port;
 pub mod process;
 
 pub use families::{Families, Label, Scrape, encode, one};
 pub use http::{Source, serve};
+pub use port::serve_router;
 pub use prometheus_client::registry::Unit;

@@ -37,19 +37,21 @@ impl RawConfig {
         let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let config = Config {
             node_name: self.node_name.clone().unwrap_or_else(host_name),
-            listen: Some(self.address(
+            listen: Some(address(
                 "listen",
                 self.listen.as_deref(),
                 loopback(DEFAULT_GRPC_PORT),
-                Some(tls.is_some()),
+                tls.is_some() || self.insecure,
                 &mut problems,
             )),
             tls,
-            metrics_listen: Some(self.address(
+            metrics_listen: Some(address(
                 "metrics-listen",
                 self.metrics_listen.as_deref(),
                 loopback(DEFAULT_METRICS_PORT),
-                None,
+                // Plain text for Prometheus and the kubelet: names of pods and counts, no addresses
+                // and no peers.
+                true,
                 &mut problems,
             )),
             signals: signals(&self.signals, &mut problems),
@@ -162,37 +164,34 @@ impl RawConfig {
                 None
             })
     }
+}
 
-    /// An address, and `encrypted`: whether TLS is spoken there; `None` where it never is.
-    fn address(
-        &self,
-        name: &str,
-        written: Option<&str>,
-        default: SocketAddr,
-        encrypted: Option<bool>,
-        problems: &mut Vec<String>,
-    ) -> SocketAddr {
-        let Some(written) = written else { return default };
-        let safe = self.insecure || encrypted == Some(true);
-        match written.parse::<SocketAddr>() {
-            Ok(address) if address.ip().is_loopback() || safe => address,
-            Ok(address) => {
-                let by_tls =
-                    if encrypted.is_some() { "give --tls-cert and --tls-key, " } else { "" };
-                problems.push(format!(
-                    "{name}: {address} is not a loopback address and would be served in plain \
-                     text; listen on 127.0.0.1 or [::1], {by_tls}or say --insecure"
-                ));
-                address
-            }
-            Err(_) => {
-                problems.push(format!(
-                    "{name}: {written:?} is not an address; expected IP:PORT such as {default} or \
-                     [::1]:{}",
-                    default.port()
-                ));
-                default
-            }
+/// An address, and whether it may be one that others reach.
+fn address(
+    name: &str,
+    written: Option<&str>,
+    default: SocketAddr,
+    open: bool,
+    problems: &mut Vec<String>,
+) -> SocketAddr {
+    let Some(written) = written else { return default };
+    match written.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() || open => address,
+        Ok(address) => {
+            problems.push(format!(
+                "{name}: {address} is not a loopback address and would be served in plain \
+                 text; listen on 127.0.0.1 or [::1], give --tls-cert and --tls-key, or say \
+                 --insecure"
+            ));
+            address
+        }
+        Err(_) => {
+            problems.push(format!(
+                "{name}: {written:?} is not an address; expected IP:PORT such as {default} or \
+                 [::1]:{}",
+                default.port()
+            ));
+            default
         }
     }
 }

@@ -1,0 +1,108 @@
+//! The metrics port: HTTP/1 for anybody, so that nobody can keep others from it. Kubelets ask here
+//! whether to restart the process.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use axum::Router;
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::{AbortHandle, Id, JoinSet},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+/// Connections at a time: some Prometheis and a kubelet. One more displaces the oldest of the address
+/// that has the most, which is hardly one of those.
+const CONNECTIONS: usize = 32;
+/// For a request to come whole, and for a connection to be without one.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// After that a connection takes no more requests.
+const LIFE: Duration = Duration::from_secs(60);
+/// For an answer to be taken then. Whoever reads slower is cut off.
+const GRACE: Duration = Duration::from_secs(10);
+/// For answers to leave at the end of the process.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// Most bytes of a request's headers.
+const HEADER_BYTES: usize = 16 << 10;
+/// After a failed accept, which mostly means that there are no more descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves `router` until `token` says stop.
+pub async fn serve_router(router: Router, listener: TcpListener, token: CancellationToken) {
+    let mut connections = JoinSet::new();
+    let mut open: HashMap<Id, Open> = HashMap::new();
+    let mut accepted: u64 = 0;
+    loop {
+        tokio::select! {
+            () = token.cancelled() => break,
+            Some(ended) = connections.join_next_with_id() => {
+                open.remove(&ended.map_or_else(|error| error.id(), |(id, ())| id));
+            }
+            new = listener.accept() => match new {
+                Ok((tcp, remote)) => {
+                    if open.len() >= CONNECTIONS {
+                        displace(&mut open);
+                    }
+                    let serving = serve(tcp, router.clone(), token.clone());
+                    let abort = connections.spawn(serving);
+                    accepted += 1;
+                    open.insert(abort.id(), Open { number: accepted, remote, abort });
+                }
+                Err(error) => {
+                    tracing::warn!("metrics: cannot accept connections: {error}");
+                    sleep(PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    let last = async { while connections.join_next().await.is_some() {} };
+    let _cut = timeout(FAREWELL, last).await;
+}
+
+/// A connection.
+struct Open {
+    /// Its place in the order of arrival.
+    number: u64,
+    remote: SocketAddr,
+    abort: AbortHandle,
+}
+
+fn displace(open: &mut HashMap<Id, Open>) {
+    let mut crowds: HashMap<IpAddr, usize> = HashMap::new();
+    for one in open.values() {
+        *crowds.entry(one.remote.ip()).or_default() += 1;
+    }
+    let crowd = crowds.into_iter().max_by_key(|(_, members)| *members).map(|(address, _)| address);
+    let of_crowd = open.iter().filter(|(_, one)| Some(one.remote.ip()) == crowd);
+    let oldest = of_crowd.min_by_key(|(_, one)| one.number).map(|(id, _)| *id);
+    if let Some(one) = oldest.and_then(|id| open.remove(&id)) {
+        tracing::debug!("metrics: {}: displaced by newer connections", one.remote);
+        one.abort.abort();
+    }
+}
+
+async fn serve(tcp: TcpStream, router: Router, token: CancellationToken) {
+    let service = service_fn(move |request| router.clone().oneshot(request));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_TIME)
+        .max_buf_size(HEADER_BYTES)
+        .serve_connection(TokioIo::new(tcp), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        // A client that hangs up, or never asked, is no news.
+        _ended = &mut connection => return,
+        () = sleep(LIFE) => {}
+        () = token.cancelled() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _cut = timeout(GRACE, connection).await;
+}
