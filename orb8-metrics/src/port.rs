@@ -106,3 +106,38 @@ async fn serve(tcp: TcpStream, router: Router, token: CancellationToken) {
     connection.as_mut().graceful_shutdown();
     let _cut = timeout(GRACE, connection).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn who_asks_is_answered_however_many_say_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (token, router) =
+            (CancellationToken::new(), Router::new().route("/", get(|| async { "well" })));
+        let serving = tokio::spawn(serve_router(router, listener, token.clone()));
+        let mut silent = Vec::new();
+        for n in 0..3 * CONNECTIONS {
+            let mut tcp = TcpStream::connect(address).await.unwrap();
+            tcp.write_all(&b"GET / HTTP/1.1\r\nX: "[..n % 10]).await.unwrap();
+            silent.push(tcp);
+        }
+        let mut good = TcpStream::connect(address).await.unwrap();
+        good.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, good.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.ends_with("well"), "{answer}");
+        // The oldest made room for it.
+        let closed = timeout(PATIENCE, silent[0].read(&mut [0])).await.unwrap();
+        assert!(!matches!(closed, Ok(1..)), "{closed:?}");
+        token.cancel();
+        timeout(PATIENCE, serving).await.unwrap().unwrap();
+    }
+}

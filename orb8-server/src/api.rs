@@ -353,10 +353,12 @@ impl OrbitService for Api {
         // Ends with the client, its time, its right or the server; it holds nothing that outlives those.
         tokio::spawn(async move {
             let _permit: OwnedSemaphorePermit = permit;
+            // Elsewhere: asking the Kubernetes API takes much room, and happens once in a while.
+            let ended = Box::pin(pass.ended());
             let stop = async {
                 tokio::select! {
                     () = token.cancelled() => Status::unavailable("the server stops"),
-                    why = pass.ended() => why,
+                    why = ended => why,
                 }
             };
             merger.run(events, stop).await;

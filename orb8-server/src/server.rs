@@ -93,7 +93,7 @@ impl Server {
             tracker.spawn(cluster.follow(kubernetes, config.watch, token.clone()));
         }
         tracker.spawn(agents.clone().follow(members, token.clone()));
-        tracker.spawn(metrics::serve(api.clone(), port, metrics, token.clone()));
+        tracker.spawn(metrics::serve(api, port, metrics, token.clone()));
         tracker.spawn(serving);
         let deadline = config.shutdown_deadline;
         Ok(Self { grpc: grpc_addr, metrics: metrics_addr, agents, tracker, token, deadline })

@@ -104,7 +104,7 @@ async fn throw<L: Line>(line: Option<L>, bytes: &[u8]) {
         line.flush().await
     })
     .await;
-    let mut answer = [0; 16 << 10];
+    let mut answer = vec![0; 16 << 10];
     for _ in 0..4 {
         let read = timeout(Duration::from_millis(20), line.read(&mut answer)).await;
         if !matches!(read, Ok(Ok(1..))) {
