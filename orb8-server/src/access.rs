@@ -1,7 +1,7 @@
 //! Who may see what. Kubernetes decides: who may list the pods of a namespace may see what they do.
 //!
 //! A request comes with a caller, who is let in for what it wants, or refused with a reason. What
-//! the answer says of others is then taken out of it: see [`Sight`].
+//! the answer says of others is then taken out of it: see `sight`.
 
 mod caller;
 mod kubernetes;
