@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use orb8_proto::{PodQuery, orbit_service_client::OrbitServiceClient};
+use orb8_proto::{Peer, PeerKind, PodQuery, orbit_service_client::OrbitServiceClient};
 use orb8_server::{
     Server,
     config::{Config, RawConfig},
@@ -87,7 +87,22 @@ impl Scene {
         raw: impl FnOnce(&mut RawConfig),
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        let node = SimNode { events: 100, ..SimNode::new("node-1", 40) };
+        let mut node = SimNode { events: 100, ..SimNode::new("node-1", 40) };
+        node.flow.peer = Some(Peer {
+            kind: PeerKind::Service.into(),
+            namespace: "default".into(),
+            name: "db".into(),
+            ip: "10.0.0.2".into(),
+            port: 80,
+            ..Peer::default()
+        });
+        // Whom the agent does not know, and the server may.
+        node.flow.backend = Some(Peer {
+            kind: PeerKind::Unknown.into(),
+            ip: "10.0.0.3".into(),
+            port: 8080,
+            ..Peer::default()
+        });
         let agent = SimAgent::start(node).await.unwrap();
         let address = agent.address().to_string();
         let ca = CertificateAuthority::new("ca").unwrap();
@@ -118,6 +133,8 @@ impl Scene {
             metrics_listen: Some("127.0.0.1:0".into()),
             agents: Some(addresses),
             auth: Some("kubernetes".into()),
+            // It is asked who somebody is, and not what there is.
+            kubernetes: Some("off".into()),
             kubeconfig: Some(kubeconfig),
             tls_cert: Some(certificate),
             tls_key: Some(key),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use orb8_proto::{Event, LossReport, PeerKind, StreamRequest, event};
+use orb8_proto::{Event, LossReport, NetworkFlow, PeerKind, StreamRequest, event};
 use tokio::time::timeout;
 use tonic::{Code, Streaming};
 
@@ -19,6 +19,14 @@ async fn record(stream: &mut Streaming<Event>) -> Event {
         if matches!(event.event, Some(event::Event::NetworkFlow(_))) {
             return event;
         }
+    }
+}
+
+/// The first flow.
+pub(crate) async fn flow(mut stream: Streaming<Event>) -> NetworkFlow {
+    match record(&mut stream).await.event {
+        Some(event::Event::NetworkFlow(flow)) => flow,
+        other => panic!("{other:?}"),
     }
 }
 

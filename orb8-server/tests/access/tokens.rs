@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use orb8_proto::{FlowQuery, NodeQuery, PeerKind, PodQuery, StatusRequest, StreamRequest};
+use serde_json::json;
 use tonic::{Code, Request};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -93,6 +94,35 @@ async fn an_answer_about_one_namespace_names_nobody_of_another() {
             assert_eq!((peer.kind(), &*peer.name, &*peer.ip), (kind, name, "10.0.0.2"));
         }
     }
+    // Whom the server knows is hidden as whom the agent knows is; in a trace as well.
+    let named = Scene::start_with(|raw| raw.kubernetes = Some("on".into()), |_| ()).await;
+    for (namespace, name, ip) in
+        [("ns-1", "app-1-node-1-1", "10.0.0.1"), ("bank", "db-0", "10.0.0.3")]
+    {
+        let since = "2020-01-01T00:00:00Z";
+        let status = json!({ "phase": "Running", "podIP": ip, "startTime": since });
+        let metadata = json!({ "name": name, "namespace": namespace, "creationTimestamp": since });
+        let spec = json!({ "nodeName": "node-1" });
+        let pod = json!({ "kind": "Pod", "metadata": metadata, "spec": spec, "status": status });
+        named.api.apply(pod).unwrap();
+    }
+    let backend = async |token: &str| {
+        let answer = named.client(token).query_flows(query.clone()).await.unwrap().into_inner();
+        answer.flows.into_iter().next().and_then(|flow| flow.backend)
+    };
+    until("the server knows the backend", async || {
+        backend("token-of-root").await.is_some_and(|backend| backend.name == "db-0")
+    })
+    .await;
+    let of_ann = backend("token-of-ann").await.unwrap();
+    assert_eq!((of_ann.kind(), &*of_ann.name, &*of_ann.ip), (PeerKind::Hidden, "", "10.0.0.3"));
+    for (token, kind) in [("token-of-ann", PeerKind::Hidden), ("token-of-root", PeerKind::Pod)] {
+        let request = StreamRequest { namespace: "ns-1".into(), ..StreamRequest::default() };
+        let stream = named.client(token).stream_events(request).await.unwrap().into_inner();
+        let flow = crate::streams::flow(stream).await;
+        assert_eq!(flow.backend.unwrap().kind(), kind, "{token}");
+    }
+    named.end().await;
     // Nor what there is where something is not found.
     let query = PodQuery { pod_name: "nothing".into(), ..crate::scene::pods_of("ns-1") };
     let of_ann = told(ann.query_pods(query.clone()).await.unwrap_err());
