@@ -1,26 +1,23 @@
 //! The metrics port: HTTP/1 for anybody, so that nobody can keep others from it. Kubelets ask here
 //! whether to restart the process.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+mod crowd;
+
+use std::{sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::{AbortHandle, Id, JoinSet},
+    task::JoinSet,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-/// Connections at a time: some Prometheis and a kubelet. One more displaces the oldest of the address
-/// that has the most, which is hardly one of those.
-const CONNECTIONS: usize = 32;
+use self::crowd::{Crowd, Place};
+
 /// For a request to come whole, and for a connection to be without one.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// After that a connection takes no more requests.
@@ -36,25 +33,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves `router` until `token` says stop.
 pub async fn serve_router(router: Router, listener: TcpListener, token: CancellationToken) {
-    let mut connections = JoinSet::new();
-    let mut open: HashMap<Id, Open> = HashMap::new();
-    let mut accepted: u64 = 0;
+    let (mut connections, crowd) = (JoinSet::new(), Arc::new(Crowd::default()));
     loop {
         tokio::select! {
             () = token.cancelled() => break,
-            Some(ended) = connections.join_next_with_id() => {
-                open.remove(&ended.map_or_else(|error| error.id(), |(id, ())| id));
-            }
+            Some(_ended) = connections.join_next() => {}
             new = listener.accept() => match new {
-                Ok((tcp, remote)) => {
-                    if open.len() >= CONNECTIONS {
-                        displace(&mut open);
-                    }
-                    let serving = serve(tcp, router.clone(), token.clone());
-                    let abort = connections.spawn(serving);
-                    accepted += 1;
-                    open.insert(abort.id(), Open { number: accepted, remote, abort });
-                }
+                Ok((tcp, remote)) => crowd.let_in(remote.ip(), |place| {
+                    connections.spawn(serve(tcp, place, router.clone(), token.clone()))
+                }),
                 Err(error) => {
                     tracing::warn!("metrics: cannot accept connections: {error}");
                     sleep(PAUSE).await;
@@ -67,30 +54,11 @@ pub async fn serve_router(router: Router, listener: TcpListener, token: Cancella
     let _cut = timeout(FAREWELL, last).await;
 }
 
-/// A connection.
-struct Open {
-    /// Its place in the order of arrival.
-    number: u64,
-    remote: SocketAddr,
-    abort: AbortHandle,
-}
-
-fn displace(open: &mut HashMap<Id, Open>) {
-    let mut crowds: HashMap<IpAddr, usize> = HashMap::new();
-    for one in open.values() {
-        *crowds.entry(one.remote.ip()).or_default() += 1;
-    }
-    let crowd = crowds.into_iter().max_by_key(|(_, members)| *members).map(|(address, _)| address);
-    let of_crowd = open.iter().filter(|(_, one)| Some(one.remote.ip()) == crowd);
-    let oldest = of_crowd.min_by_key(|(_, one)| one.number).map(|(id, _)| *id);
-    if let Some(one) = oldest.and_then(|id| open.remove(&id)) {
-        tracing::debug!("metrics: {}: displaced by newer connections", one.remote);
-        one.abort.abort();
-    }
-}
-
-async fn serve(tcp: TcpStream, router: Router, token: CancellationToken) {
-    let service = service_fn(move |request| router.clone().oneshot(request));
+async fn serve(tcp: TcpStream, place: Place, router: Router, token: CancellationToken) {
+    let service = service_fn(|request| {
+        place.asks();
+        router.clone().oneshot(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_TIME)
@@ -124,7 +92,7 @@ mod tests {
             (CancellationToken::new(), Router::new().route("/", get(|| async { "well" })));
         let serving = tokio::spawn(serve_router(router, listener, token.clone()));
         let mut silent = Vec::new();
-        for n in 0..3 * CONNECTIONS {
+        for n in 0..2 * crowd::CONNECTIONS {
             let mut tcp = TcpStream::connect(address).await.unwrap();
             tcp.write_all(&b"GET / HTTP/1.1\r\nX: "[..n % 10]).await.unwrap();
             silent.push(tcp);

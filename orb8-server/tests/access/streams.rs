@@ -31,10 +31,14 @@ pub(crate) async fn flow(mut stream: Streaming<Event>) -> NetworkFlow {
 }
 
 /// Reads to the end, which is an error; gives the last report too.
-async fn end(mut stream: Streaming<Event>) -> (LossReport, Code, String) {
+async fn end(stream: Streaming<Event>) -> (LossReport, Code, String) {
+    timeout(PATIENCE, read_to_end(stream)).await.expect("the stream ends")
+}
+
+async fn read_to_end(mut stream: Streaming<Event>) -> (LossReport, Code, String) {
     let mut last = LossReport::default();
     loop {
-        match timeout(PATIENCE, stream.message()).await.unwrap() {
+        match stream.message().await {
             Ok(Some(Event { event: Some(event::Event::Loss(report)), .. })) => last = report,
             Ok(Some(_)) => {}
             Ok(None) => panic!("the stream ended without a reason"),
