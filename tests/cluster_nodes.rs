@@ -110,7 +110,8 @@ fn start_server(plane: &Node, dir: &Path, number: usize, log: &Path) -> Result<P
         ["--listen", SERVERS[number], "--metrics-listen", &metrics, "--kubeconfig", &kubeconfig]
             .map(String::from),
     );
-    command.extend(["--agents", "kubernetes:orb8-system/orb8-agent"].map(String::from));
+    command
+        .extend(["--agents", "kubernetes:orb8-system/orb8-agent", "--insecure"].map(String::from));
     plane.spawn(&format!("orb8-server-{number}"), &Program::Exec(Exec { command }))
 }
 

@@ -91,6 +91,7 @@ mod tests {
             workload: "Deployment/x".into(),
             ip: "10.0.0.9".into(),
             port: 5432,
+            ..Peer::default()
         }
     }
 
