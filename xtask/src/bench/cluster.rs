@@ -242,7 +242,11 @@ async fn measure(
     let began = Instant::now();
     let scrape = tokio::task::spawn_blocking(move || scrape(metrics)).await??;
     (figures.scrape, figures.scrape_bytes) = (began.elapsed(), scrape.len());
-    ensure!(scrape.contains("\norb8_sweep_agents "), "no metrics: {}", &scrape[..scrape.len().min(200)]);
+    ensure!(
+        scrape.contains("\norb8_sweep_agents "),
+        "no metrics: {}",
+        &scrape[..scrape.len().min(200)]
+    );
     trace(&mut client, args, server, &mut figures).await?;
     figures.resident = peak_resident(server)?;
     Ok(figures)
