@@ -44,7 +44,7 @@ fn calls_of(client: &Client, pod: &Pod, container: &str) -> Result<BTreeMap<Stri
 }
 
 fn calls(threads: u32, times: u32, only: Option<&str>) -> Program {
-    Program::Calls(Calls { threads, times, only: only.map(Into::into) })
+    Program::Calls(Calls { threads, times, only: only.map(Into::into), per_second: None })
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::hint::black_box;
 use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, MemfdFlags, Mode, SeekFrom};
@@ -72,18 +73,36 @@ pub fn expected(threads: u32, times: u32, only: Option<&str>) -> Result<Vec<(&'s
     Ok(vec![(name, each)])
 }
 
-/// Makes them.
+/// Keeps calls from coming faster than so many a second, in bursts of a millisecond.
+struct Pace {
+    began: Instant,
+    per_second: Option<u32>,
+    made: u32,
+}
+
+impl Pace {
+    fn wait(&mut self) {
+        let Some(per_second) = self.per_second else { return };
+        self.made += 1;
+        if self.made.is_multiple_of((per_second / 1_000).max(1)) {
+            let due = Duration::from_secs(self.made.into()) / per_second;
+            std::thread::sleep(due.saturating_sub(self.began.elapsed()));
+        }
+    }
+}
+
+/// Makes them, no more than `per_second` a second by each thread.
 ///
 /// # Errors
 /// When one of them fails.
-pub fn make(threads: u32, times: u32, only: Option<&str>) -> Result<()> {
+pub fn make(threads: u32, times: u32, only: Option<&str>, per_second: Option<u32>) -> Result<()> {
     let plan = expected(1, times, only)?;
     let file = File::from(fs::memfd_create("known-calls", MemfdFlags::CLOEXEC)?);
     let failed = Mutex::new(None);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                if let Err(error) = make_all(&plan, file.as_fd())
+                if let Err(error) = make_all(&plan, file.as_fd(), per_second)
                     && let Ok(mut failed) = failed.lock()
                 {
                     *failed = Some(error);
@@ -98,11 +117,13 @@ pub fn make(threads: u32, times: u32, only: Option<&str>) -> Result<()> {
     }
 }
 
-fn make_all(plan: &[(&str, u64)], file: BorrowedFd<'_>) -> Result<()> {
+fn make_all(plan: &[(&str, u64)], file: BorrowedFd<'_>, per_second: Option<u32>) -> Result<()> {
+    let mut pace = Pace { began: Instant::now(), per_second, made: 0 };
     for (name, times) in plan {
         let (_, call) = all().find(|(known, _)| known == name).context("unknown")?;
         for _ in 0..*times {
             call(file).with_context(|| (*name).to_owned())?;
+            pace.wait();
         }
     }
     Ok(())

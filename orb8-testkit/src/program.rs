@@ -264,6 +264,9 @@ pub struct Calls {
     /// Only this call
     #[arg(long)]
     pub only: Option<String>,
+    /// Calls a second of each thread; without it as fast as it goes
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub per_second: Option<u32>,
 }
 
 /// See [`Program::Spawn`].

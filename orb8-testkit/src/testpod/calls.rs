@@ -15,7 +15,7 @@ use super::report;
 /// Makes the calls and says how many.
 pub(super) fn calls(calls: &Calls) -> Result<()> {
     let only = calls.only.as_deref();
-    known_calls::make(calls.threads, calls.times, only)?;
+    known_calls::make(calls.threads, calls.times, only, calls.per_second)?;
     let made = known_calls::expected(calls.threads, calls.times, only)?;
     let replies = made.iter().map(|(_, times)| times).sum();
     report::summary(&Summary { replies, ..Summary::default() })

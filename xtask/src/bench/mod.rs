@@ -3,6 +3,7 @@
 mod agent;
 mod cases;
 mod cluster;
+mod events;
 mod gate;
 mod measure;
 mod probe;
@@ -32,6 +33,8 @@ enum What {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// What an agent delivers, loses and takes while very many events come
+    Events(events::Args),
     /// Queries, scrapes and traces through a server of a thousand agents
     Cluster(cluster::Args),
     /// Agents for `cluster`, until standard input ends
@@ -69,6 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Network(args) => network(args),
         What::Syscall(args) => syscall::run(args),
         What::Agent { output } => agent::run(*output),
+        What::Events(args) => events::run(*args),
         What::Cluster(args) => cluster::run(*args),
         What::HostAgents(args) => cluster::host(*args),
     }
