@@ -60,7 +60,10 @@ pub(super) fn run(args: Args) -> Result<()> {
     let bins = step::build_bins(&flags, "orb8-agent")?;
     let node = Node::start(NodeOptions::default())?;
     let pod = node.start_pod(PodSpec::new("bench", "caller"))?;
-    let _agent = start(&node, &bins)?;
+    let dir = tempfile::tempdir()?;
+    let pods = dir.path().join("pods.json");
+    node.write_pod_list(&pods)?;
+    let _agent = start(&node, &bins, &pods)?;
     let (runtime, mut client) = connect(&node.netns())?;
 
     let time = Duration::from_secs(args.seconds.into());
@@ -100,9 +103,10 @@ pub(super) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn start(node: &Node, bins: &Path) -> Result<Process> {
-    let path = bins.join("orb8-agent").display().to_string();
-    let command = vec![path, "--node-name".into(), node.name().into()];
+fn start(node: &Node, bins: &Path, pods: &Path) -> Result<Process> {
+    let (path, pods) = (bins.join("orb8-agent"), pods.display().to_string());
+    let path = path.display().to_string();
+    let command = vec![path, "--node-name".into(), node.name().into(), "--pods".into(), pods];
     node.spawn("orb8-agent", &Program::Exec(Exec { command }))
 }
 
