@@ -243,7 +243,7 @@ async fn measure(
     let scrape = tokio::task::spawn_blocking(move || scrape(metrics)).await??;
     (figures.scrape, figures.scrape_bytes) = (began.elapsed(), scrape.len());
     ensure!(
-        scrape.contains("\norb8_sweep_agents "),
+        scrape.contains("\norb8_sweep_agents"),
         "no metrics: {}",
         &scrape[..scrape.len().min(200)]
     );
