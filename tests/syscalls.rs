@@ -265,7 +265,7 @@ fn a_query_shows_what_was_asked_for_and_names_who_was_meant() -> Result<()> {
     web.spawn("app", &calls(1, 10, None))?.wait()?;
     db.spawn("app", &calls(1, 20, None))?.wait()?;
     let two = SyscallQuery {
-        syscalls: vec!["umask".into(), "getsid".into()],
+        syscalls: vec!["umask".into(), "getegid".into()],
         namespace: "shop".into(),
         ..SyscallQuery::default()
     };
@@ -273,11 +273,11 @@ fn a_query_shows_what_was_asked_for_and_names_who_was_meant() -> Result<()> {
         rows.iter().map(|r| (r.pod_name.clone(), r.syscall.clone(), r.calls)).collect()
     };
     let rows = query(&traced, two.clone())?;
-    let expected = [("web", "umask", 50), ("web", "getsid", 30)];
+    let expected = [("web", "umask", 50), ("web", "getegid", 30)];
     assert_eq!(shown(&rows), expected.map(|(p, s, n)| (p.into(), s.into(), n)));
     assert_eq!((&*rows[0].class, rows[0].number), ("file", 95));
     let by_name = SyscallQuery { sort_by: SyscallSort::Name.into(), limit: 1, ..two.clone() };
-    assert_eq!(shown(&query(&traced, by_name)?), [("web".into(), "getsid".into(), 30)]);
+    assert_eq!(shown(&query(&traced, by_name)?), [("web".into(), "getegid".into(), 30)]);
 
     let refused = |query: SyscallQuery| {
         traced.call(|mut c| async move { c.query_syscalls(query).await }).unwrap_err().to_string()

@@ -19,8 +19,8 @@ type Call = (&'static str, fn(BorrowedFd<'_>) -> Result<()>);
 /// In the order of [`expected`].
 const CALLS: [Call; 20] = [
     ("getppid", |_| done(Ok(process::getppid()))),
-    ("getpgid", |_| done(process::getpgid(None))),
-    ("getsid", |_| done(process::getsid(None))),
+    ("getgid", |_| done(Ok(process::getgid()))),
+    ("getegid", |_| done(Ok(process::getegid()))),
     ("getpriority", |_| done(process::getpriority_process(None))),
     ("umask", |_| done(Ok(process::umask(Mode::from_bits_retain(0o22))))),
     ("fstatfs", |file| done(fs::fstatfs(file))),
