@@ -12,7 +12,7 @@ use std::{
 };
 
 use orb8_k8s::{KubernetesSource, watcher};
-use orb8_transport::{ClientFiles, ServerFiles};
+use orb8_transport::{ClientFiles, ServerFiles, listen_address};
 use serde::Deserialize;
 
 use crate::{
@@ -158,11 +158,12 @@ impl RawConfig {
         }
         let tls = self.server_tls(&mut problems);
         let encrypted = tls.is_some() || self.insecure;
-        let listen = address("listen", &self.listen, DEFAULT_GRPC_PORT, encrypted, &mut problems);
+        let listen =
+            address("listen", self.listen.as_deref(), DEFAULT_GRPC_PORT, encrypted, &mut problems);
         // Names of namespaces and workloads at the most, and nobody is asked who it is.
         let metrics_listen = address(
             "metrics-listen",
-            &self.metrics_listen,
+            self.metrics_listen.as_deref(),
             DEFAULT_METRICS_PORT,
             true,
             &mut problems,
@@ -240,31 +241,17 @@ impl RawConfig {
 
 /// An address, and whether it may be one that others reach.
 fn address(
-    name: &str,
-    written: &Option<String>,
+    name: &'static str,
+    written: Option<&str>,
     port: u16,
     open: bool,
     problems: &mut Vec<String>,
 ) -> SocketAddr {
     let default = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let Some(written) = written else { return default };
-    match written.parse::<SocketAddr>() {
-        Ok(address) if address.ip().is_loopback() || open => address,
-        Ok(address) => {
-            problems.push(format!(
-                "{name}: {address} is not a loopback address and would be served in plain text; \
-                 listen on 127.0.0.1 or [::1], give --tls-cert and --tls-key, or say --insecure"
-            ));
-            address
-        }
-        Err(_) => {
-            problems.push(format!(
-                "{name}: {written:?} is not an address; expected IP:PORT such as {default} or \
-                 [::1]:{port}"
-            ));
-            default
-        }
-    }
+    listen_address(name, written, default, open).unwrap_or_else(|error| {
+        problems.push(error.to_string());
+        default
+    })
 }
 
 fn read_file(path: &Path) -> Result<RawConfig, String> {

@@ -4,17 +4,13 @@
 //! those who restart and route to it need, the other what its interface is, which is in the public
 //! source, and lets a client find out how to ask. Neither knows anything of the cluster.
 
-use std::{future::Future, io, time::Duration};
+use std::{future::Future, io};
 
 use orb8_proto::{FILE_DESCRIPTOR_SET, orbit_service_server::OrbitServiceServer};
-use orb8_transport::{Health, Incoming, Limits, services};
+use orb8_transport::{Incoming, Limits};
 use tokio_util::sync::CancellationToken;
-use tonic::server::NamedService;
 
 use crate::api::Api;
-
-/// How often it is looked whether the server knows any agents.
-const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What clients may use. Questions are small, and read before it is known who asks: so many at a time
 /// of so many connections are what strangers can make a server keep.
@@ -29,34 +25,13 @@ pub(crate) fn serve(
     incoming: Incoming,
     token: CancellationToken,
 ) -> io::Result<impl Future<Output = ()> + Send> {
-    let limits = limits();
-    let (health, routes) = services(&[FILE_DESCRIPTOR_SET]).map_err(io::Error::other)?;
-    Ok(async move {
-        let (port, grace) = (incoming.port(), api.config.shutdown_deadline / 2);
-        let telling = tell(health, api.clone(), token.clone());
-        let service = OrbitServiceServer::new(api).max_decoding_message_size(limits.request_bytes);
-        let serving = limits
-            .server()
-            .add_routes(routes.add_service(service))
-            .serve_with_incoming_shutdown(incoming, token.clone().cancelled_owned());
-        let (served, ()) = tokio::join!(port.drain(serving, token, grace), telling);
-        if let Err(error) = served {
-            tracing::error!("gRPC: {error}");
-        }
-    })
-}
-
-/// Says by gRPC health what `/readyz` says.
-async fn tell(health: Health, api: Api, token: CancellationToken) {
-    let service = OrbitServiceServer::<Api>::NAME;
-    let mut told = None;
-    let mut interval = tokio::time::interval(HEALTH_INTERVAL);
-    while token.run_until_cancelled(interval.tick()).await.is_some() {
-        let ready = api.ready().is_ok();
-        if told != Some(ready) {
-            health.set(service, ready).await;
-            told = Some(ready);
-        }
-    }
-    health.end(&[service]).await;
+    let (limits, grace) = (limits(), api.config.shutdown_deadline / 2);
+    let of_health = api.clone();
+    orb8_transport::serve(
+        OrbitServiceServer::new(api).max_decoding_message_size(limits.request_bytes),
+        FILE_DESCRIPTOR_SET,
+        (incoming, limits),
+        move || of_health.ready().is_ok(),
+        (token, grace),
+    )
 }

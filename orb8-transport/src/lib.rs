@@ -47,9 +47,11 @@ mod error;
 mod handshake;
 mod incoming;
 mod limits;
+mod listen;
 mod pem;
 mod port;
 mod reloading;
+mod serve;
 mod server_tls;
 mod services;
 
@@ -65,9 +67,11 @@ pub use error::{FileError, Part};
 pub use handshake::Refused;
 pub use incoming::{Incoming, incoming};
 pub use limits::Limits;
+pub use listen::{ListenError, listen_address};
 pub use pem::PemProblem;
 pub use port::Port;
 pub use reloading::FileState;
+pub use serve::serve;
 pub use server_tls::{CHECK_INTERVAL, ClientAuth, ServerFiles, ServerTls};
 pub use services::{Health, services};
 

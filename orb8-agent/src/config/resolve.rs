@@ -8,7 +8,7 @@ use std::{
 };
 
 use orb8_k8s::KubernetesSource;
-use orb8_transport::ServerFiles;
+use orb8_transport::{ServerFiles, listen_address};
 
 use super::{
     Config, ConfigError, DEFAULT_ANOMALY_QUIET, DEFAULT_ANOMALY_WINDOW, DEFAULT_FLOW_TABLE_SIZE,
@@ -34,13 +34,12 @@ impl RawConfig {
         let kubernetes = self.kubernetes_source(KubernetesSource::running_as_pod(), &mut problems);
         let peers = self.peer_scope(kubernetes.is_some(), &mut problems);
         let tls = self.tls(&mut problems);
-        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let config = Config {
             node_name: self.node_name.clone().unwrap_or_else(host_name),
             listen: Some(address(
                 "listen",
                 self.listen.as_deref(),
-                loopback(DEFAULT_GRPC_PORT),
+                DEFAULT_GRPC_PORT,
                 tls.is_some() || self.insecure,
                 &mut problems,
             )),
@@ -48,7 +47,7 @@ impl RawConfig {
             metrics_listen: Some(address(
                 "metrics-listen",
                 self.metrics_listen.as_deref(),
-                loopback(DEFAULT_METRICS_PORT),
+                DEFAULT_METRICS_PORT,
                 // Plain text for Prometheus and the kubelet: names of pods and counts, no addresses
                 // and no peers.
                 true,
@@ -168,32 +167,17 @@ impl RawConfig {
 
 /// An address, and whether it may be one that others reach.
 fn address(
-    name: &str,
+    name: &'static str,
     written: Option<&str>,
-    default: SocketAddr,
+    port: u16,
     open: bool,
     problems: &mut Vec<String>,
 ) -> SocketAddr {
-    let Some(written) = written else { return default };
-    match written.parse::<SocketAddr>() {
-        Ok(address) if address.ip().is_loopback() || open => address,
-        Ok(address) => {
-            problems.push(format!(
-                "{name}: {address} is not a loopback address and would be served in plain \
-                 text; listen on 127.0.0.1 or [::1], give --tls-cert and --tls-key, or say \
-                 --insecure"
-            ));
-            address
-        }
-        Err(_) => {
-            problems.push(format!(
-                "{name}: {written:?} is not an address; expected IP:PORT such as {default} or \
-                 [::1]:{}",
-                default.port()
-            ));
-            default
-        }
-    }
+    let default = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    listen_address(name, written, default, open).unwrap_or_else(|error| {
+        problems.push(error.to_string());
+        default
+    })
 }
 
 impl RawConfig {
