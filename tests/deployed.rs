@@ -8,9 +8,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use orb8_proto::{AttributedBy, FlowQuery, PodSourceState, SignalState};
-use orb8_testkit::{KubeApi, Process, Program, program::UdpSend};
+use orb8_testkit::{KubeApi, Process, Program, pki::CertificateAuthority, program::UdpSend};
 use orb8_tests::{
-    AgentContainer, Containerd, OldGroups, Scene, address,
+    AgentContainer, Containerd, OldGroups, SERVICE_ACCOUNT_TOKEN, Scene, address,
     manifests::{file, kustomized, object},
 };
 use serde_json::Value;
@@ -34,7 +34,9 @@ impl Cluster {
         old_groups.watch(&scene.node);
         let containerd = Containerd::start(&scene.node)?;
         AgentContainer::import(&containerd)?;
-        let api = KubeApi::start_in(&scene.node.netns())?;
+        let ca = CertificateAuthority::new("kubernetes")?;
+        let api = KubeApi::start_with_tls_in(&scene.node.netns(), &ca)?;
+        api.faults(|faults| faults.tokens = Some(vec![SERVICE_ACCOUNT_TOKEN.into()]));
         scene.node.report_to(&api)?;
         // There is no Secret here to take certificates from.
         let objects = kustomized("overlays/insecure-dev")?;

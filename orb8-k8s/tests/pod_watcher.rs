@@ -20,6 +20,7 @@ use orb8_proto::PodSourceState;
 use orb8_testkit::{
     KubeApi,
     kube_api::{Break, Faults, Gone, LoggedRequest, Trickle},
+    pki::CertificateAuthority,
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -327,6 +328,31 @@ fn a_token_that_was_rotated_on_disk_is_read_again() {
     watched.wait_for_connection();
     let refused = watched.api.requests().iter().filter(|request| request.status == 401).count();
     assert!((1..=8).contains(&refused), "{refused}");
+}
+
+#[test]
+fn an_api_is_believed_by_its_ca_alone_and_a_ca_that_was_changed_on_disk_is_read_again() {
+    let ca = |name| CertificateAuthority::new(name).unwrap();
+    let api = KubeApi::start_with_tls(&ca("first")).unwrap();
+    api.faults(|faults| faults.tokens = Some(vec!["first".into()]));
+    api.apply(pod("a", NODE)).unwrap();
+    let watched = Watched::start(api);
+    watched.wait_for_names(&["a"]);
+    watched.wait_for_connection();
+    // Somebody else answers at the API's address: nothing is told, not even the token.
+    let answered = watched.api.requests().len();
+    watched.api.change_ca(&ca("second")).unwrap();
+    watched.wait_for_away("certificate");
+    watched.api.apply(pod("b", NODE)).unwrap();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(watched.names(), ["a"]);
+    assert_eq!(watched.api.requests().len(), answered);
+    watched
+        .api
+        .write_kubeconfig(&kubeconfig(&watched.dir), Some(&token_file(&watched.dir)))
+        .unwrap();
+    watched.wait_for_names(&["a", "b"]);
+    watched.wait_for_connection();
 }
 
 #[test]

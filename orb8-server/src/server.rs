@@ -141,11 +141,8 @@ async fn bind(
 async fn access(config: &Config) -> Result<Access, StartError> {
     let kubernetes = match config.authority {
         Authority::Kubernetes => {
-            let client = orb8_k8s::client(&config.kubernetes).await;
-            Some(Kubernetes::new(
-                client.map_err(|error| StartError::Kubernetes(error.to_string()))?,
-                &config.access,
-            ))
+            let asked = Kubernetes::new(config.kubernetes.clone(), &config.access).await;
+            Some(asked.map_err(|error| StartError::Kubernetes(error.to_string()))?)
         }
         Authority::Nobody | Authority::Certificates => None,
     };

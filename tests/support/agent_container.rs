@@ -22,6 +22,11 @@ use tonic::transport::Endpoint;
 use crate::{Client, Containerd, RealPod, agent_process, client::runtime_in, image};
 
 const IMAGE: &str = "localhost/orb8-agent:test";
+const NAMESPACE: &str = "orb8-system";
+/// Where a kubelet mounts a pod's service account.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// What [`AgentContainer`] shows the API.
+pub const SERVICE_ACCOUNT_TOKEN: &str = "token-of-the-agents-service-account";
 /// The runtime unpacks the image, and the agent loads its programs.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -56,7 +61,8 @@ impl<'a> AgentContainer<'a> {
     }
 
     /// Starts what the only one of `daemon_set`'s pods on `node` would be, but for one of its
-    /// capabilities, if `without` names it, and for the API's address, which a kubelet would have given.
+    /// capabilities, if `without` names it. It finds the API, and is let in, by what a kubelet gives
+    /// every pod.
     ///
     /// # Errors
     /// When it does not serve in time; the error carries its log.
@@ -66,29 +72,28 @@ impl<'a> AgentContainer<'a> {
         without: Option<&str>,
     ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let kubeconfig = dir.path().join("kubeconfig");
-        api.write_kubeconfig(&kubeconfig, None)?;
-        // A kubelet gives the API's CA, and there is no other in the image.
-        let mut config: Value = serde_json::from_slice(&fs::read(&kubeconfig)?)?;
-        config["clusters"][0]["cluster"]["certificate-authority"] = "/ca.crt".into();
-        fs::write(&kubeconfig, config.to_string())?;
+        api.write_service_account(dir.path(), NAMESPACE, SERVICE_ACCOUNT_TOKEN)?;
         let spec = daemon_set.pointer("/spec/template/spec").context("no pod in it")?;
         let container = spec.pointer("/containers/0").context("no container in it")?;
 
         let node_ip = node.ipv4().to_string();
-        let mut command = vec!["/program".to_owned(), "--kubeconfig=/kubeconfig".to_owned()];
+        let mut command = vec!["/program".to_owned()];
         for argument in container["args"].as_array().context("it has no arguments")? {
             let argument = argument.as_str().context("an argument is text")?;
             command.push(argument.replace("$(NODE_IP)", &node_ip));
         }
         let mut mounts = mounts(spec, container)?;
-        mounts.push(mount(&kubeconfig.display().to_string(), "/kubeconfig"));
-        mounts.push(mount("/etc/ssl/certs/ca-certificates.crt", "/ca.crt"));
+        mounts.push(mount(&dir.path().display().to_string(), SERVICE_ACCOUNT));
         let env = |key: &str, value: &str| KeyValue { key: key.into(), value: value.into() };
         let config = ContainerConfig {
             image: Some(ImageSpec { image: IMAGE.into() }),
             command,
-            envs: vec![env("NODE_NAME", node.name()), env("NODE_IP", &node_ip)],
+            envs: vec![
+                env("NODE_NAME", node.name()),
+                env("NODE_IP", &node_ip),
+                env("KUBERNETES_SERVICE_HOST", &api.addr().ip().to_string()),
+                env("KUBERNETES_SERVICE_PORT", &api.addr().port().to_string()),
+            ],
             mounts,
             linux: Some(LinuxContainerConfig {
                 security_context: Some(security(spec, container, without)?),
@@ -98,7 +103,7 @@ impl<'a> AgentContainer<'a> {
         let name = format!("agent-{}", without.unwrap_or("whole"));
         let uid = format!("00000000-0000-4000-8000-{:012x}", std::process::id());
         let shared = Some(namespaces(spec)?);
-        let pod = containerd.run_pod_with("orb8-system", &name, &uid, shared)?;
+        let pod = containerd.run_pod_with(NAMESPACE, &name, &uid, shared)?;
         let id = containerd.run_config(&pod, &name, config)?;
         let group = node.cgroup_dir().join(format!("kubepods/besteffort/pod{uid}/{id}"));
         let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();

@@ -18,7 +18,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use orb8_testkit::Pod;
 
-pub use agent_container::AgentContainer;
+pub use agent_container::{AgentContainer, SERVICE_ACCOUNT_TOKEN};
 pub use agent_process::{AgentProcess, binary};
 pub use classifier::{Classifier, DROPPER, Place};
 pub use client::Client;

@@ -12,8 +12,9 @@ use k8s_openapi::api::{
     authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
 };
 use kube::{Api, Client, Resource, api::PostParams};
+use orb8_k8s::{ClientError, KubernetesSource};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, Semaphore};
 use tonic::Status;
 
 use super::{Timing, User, Want, memory::Memory};
@@ -29,7 +30,9 @@ type Digest = [u8; 32];
 
 /// The Kubernetes API as the one who decides.
 pub struct Kubernetes {
-    client: Client,
+    source: KubernetesSource,
+    /// `None`: what it was made of is no good any more, and is read again.
+    client: RwLock<Option<Client>>,
     asking: Semaphore,
     /// How long the API has.
     limit: Duration,
@@ -42,19 +45,23 @@ pub struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Asks through `client`, which needs the rights to create token reviews and subject access
-    /// reviews.
-    #[must_use]
-    pub fn new(client: Client, timing: &Timing) -> Self {
-        Self {
-            client,
+    /// Asks the API of `source` as somebody who has the rights to create token reviews and subject
+    /// access reviews.
+    ///
+    /// # Errors
+    /// When `source` cannot be used.
+    pub async fn new(source: KubernetesSource, timing: &Timing) -> Result<Self, ClientError> {
+        let client = orb8_k8s::client(&source).await?;
+        Ok(Self {
+            source,
+            client: RwLock::new(Some(client)),
             asking: Semaphore::new(AT_A_TIME),
             limit: timing.answer,
             users: Memory::new(MOST, timing.believed),
             strangers: Memory::new(MOST, timing.refused),
             granted: Memory::new(MOST, timing.believed),
             denied: Memory::new(MOST, timing.refused),
-        }
+        })
     }
 
     /// Who a token is of.
@@ -147,21 +154,47 @@ impl Kubernetes {
     where
         T: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
     {
-        let reviews: Api<T> = Api::all(self.client.clone());
-        let parameters = PostParams::default();
         let answer = async {
             let _place = self.asking.acquire().await;
-            reviews.create(&parameters, review).await
+            let client = self.client().await.map_err(|error| error.to_string())?;
+            let reviews: Api<T> = Api::all(client);
+            Ok(reviews.create(&PostParams::default(), review).await)
         };
         let reason = match tokio::time::timeout(self.limit, answer).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(kube::Error::Api(status))) => {
+            Ok(Ok(Ok(answer))) => return Ok(answer),
+            Ok(Ok(Err(kube::Error::Api(status)))) => {
+                if status.code == 401 {
+                    self.renew().await;
+                }
                 format!("it answered {} {}: {}", status.code, status.reason, status.message)
             }
-            Ok(Err(error)) => orb8_transport::cause(&error),
+            Ok(Ok(Err(error))) => {
+                self.renew().await;
+                orb8_transport::cause(&error)
+            }
+            Ok(Err(no_client)) => no_client,
             Err(_late) => format!("no answer within {:?}", self.limit),
         };
         let said = "the Kubernetes API does not say who may see this";
         Err(Status::unavailable(format!("{said}: {reason}")))
+    }
+
+    async fn client(&self) -> Result<Client, ClientError> {
+        if let Some(client) = &*self.client.read().await {
+            return Ok(client.clone());
+        }
+        let mut place = self.client.write().await;
+        // Somebody else may have been quicker.
+        if let Some(client) = &*place {
+            return Ok(client.clone());
+        }
+        let client = orb8_k8s::client(&self.source).await?;
+        *place = Some(client.clone());
+        Ok(client)
+    }
+
+    /// The CA, the certificate or the token may be new ones: the next question reads them.
+    async fn renew(&self) {
+        *self.client.write().await = None;
     }
 }

@@ -117,11 +117,10 @@ impl Scene {
         change: impl FnOnce(&mut Config),
     ) -> Self {
         log();
-        let (api, dir) = (KubeApi::start().unwrap(), tempfile::tempdir().unwrap());
-        let kubeconfig = dir.path().join("kubeconfig");
-        let credentials = write_file(&dir.path().join("credentials"), "of-the-server").unwrap();
-        api.write_kubeconfig(&kubeconfig, Some(&credentials)).unwrap();
-        api.faults(|faults| faults.tokens = Some(vec!["of-the-server".into()]));
+        let of_the_api = CertificateAuthority::new("kubernetes").unwrap();
+        let api = KubeApi::start_with_tls(&of_the_api).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let kubeconfig = let_in(&api, dir.path(), "of-the-server");
         api.add_token("token-of-ann", "ann", &["devs"]);
         api.grant("ann", "list", "pods", "ns-1");
         api.add_token("token-of-root", "root", &[]);
@@ -207,6 +206,16 @@ impl Scene {
     pub(crate) async fn end(self) {
         assert!(self.server.stop().await.unfinished.is_empty());
     }
+}
+
+/// Lets the server in with this token and no other, and writes what it needs for that. Gives the
+/// kubeconfig.
+pub(crate) fn let_in(api: &KubeApi, dir: &Path, token: &str) -> PathBuf {
+    let kubeconfig = dir.join("kubeconfig");
+    let credentials = write_file(&dir.join("credentials"), token).unwrap();
+    api.write_kubeconfig(&kubeconfig, Some(&credentials)).unwrap();
+    api.faults(|faults| faults.tokens = Some(vec![token.to_owned()]));
+    kubeconfig
 }
 
 pub(crate) fn client_files(

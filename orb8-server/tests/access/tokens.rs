@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use orb8_proto::{FlowQuery, NodeQuery, PeerKind, PodQuery, StatusRequest, StreamRequest};
+use orb8_testkit::pki::CertificateAuthority;
 use serde_json::json;
 use tonic::{Code, Request};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use crate::scene::{Scene, log, pods, told, until};
+use crate::scene::{Scene, let_in, log, pods, told, until};
 
 #[tokio::test]
 async fn who_does_not_show_who_it_is_is_refused_with_the_reason_and_logged() {
@@ -170,6 +171,32 @@ async fn while_the_api_is_away_nobody_is_let_in() {
         });
     }
     assert!(log().tells_of(&["unavailable", "the Kubernetes API does not say"]));
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_changed_ca_of_the_api_and_a_changed_token_of_the_server_count_without_a_restart() {
+    let scene = Scene::start().await;
+    let mut root = scene.client("token-of-root");
+    assert!(pods(&mut root, "").await.is_ok());
+    // The API is another one, as far as the server knows.
+    scene.api.change_ca(&CertificateAuthority::new("new").unwrap()).unwrap();
+    until("the API is not trusted", async || {
+        let refused = pods(&mut scene.client("token-of-root"), "").await;
+        refused.is_err_and(|(code, said)| code == Code::Unavailable && said.contains("ertificate"))
+    })
+    .await;
+    let_in(&scene.api, scene.dir.path(), "of-the-server");
+    assert!(pods(&mut root, "").await.is_ok());
+
+    scene.api.faults(|faults| faults.tokens = Some(vec!["another".into()]));
+    until("the server's token is no good", async || {
+        let refused = pods(&mut scene.client("token-of-root"), "").await;
+        refused.is_err_and(|(code, said)| code == Code::Unavailable && said.contains("401"))
+    })
+    .await;
+    let_in(&scene.api, scene.dir.path(), "another");
+    assert!(pods(&mut root, "").await.is_ok());
     scene.end().await;
 }
 

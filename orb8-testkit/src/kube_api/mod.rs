@@ -1,4 +1,4 @@
-//! A Kubernetes API over real HTTP: lists, watches, versions, tokens, and every way in which one can fail.
+//! A Kubernetes API over real HTTP, with TLS where it is wanted: lists, watches, versions, tokens, and every way in which one can fail.
 //!
 //! State is driven by calls, not by requests: [`KubeApi::apply`] and [`KubeApi::delete`] are what a kubelet or a
 //! controller would have done. Clients only read, and ask who somebody is and what they may do.
@@ -13,6 +13,7 @@ mod reviews;
 mod selector;
 mod serve;
 mod store;
+mod tls;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -33,9 +34,11 @@ pub use faults::{Break, Faults, Gone, Trickle};
 pub use request_log::LoggedRequest;
 
 use crate::Netns;
+use crate::pki::{CertificateAuthority, write_file};
 use kinds::Kind;
 use reviews::Reviews;
 use store::Store;
+use tls::Tls;
 
 /// A running API. Dropping it closes its port and every connection.
 #[derive(Debug)]
@@ -63,6 +66,8 @@ pub(crate) struct Shared {
     open_watches: AtomicUsize,
     /// What listens at ports of pods, by namespace, name and port.
     listeners: Mutex<BTreeMap<(String, String, u16), SocketAddr>>,
+    /// `None`: plain HTTP.
+    tls: Mutex<Option<Tls>>,
 }
 
 /// Counts, so that nobody misses one by looking late.
@@ -78,7 +83,15 @@ impl KubeApi {
     /// # Errors
     /// When there is no port or no thread.
     pub fn start() -> Result<Self> {
-        Self::launch(None, Ipv4Addr::LOCALHOST)
+        Self::launch(None, Ipv4Addr::LOCALHOST, None)
+    }
+
+    /// Starts an API that speaks TLS, with a certificate of `ca`, on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with_tls(ca: &CertificateAuthority) -> Result<Self> {
+        Self::launch(None, Ipv4Addr::LOCALHOST, Some(ca))
     }
 
     /// Starts an API on a free port of a namespace's 127.0.0.1.
@@ -94,10 +107,23 @@ impl KubeApi {
     /// # Errors
     /// As [`start_in`](Self::start_in).
     pub fn start_at(netns: &Netns, address: Ipv4Addr) -> Result<Self> {
-        Self::launch(Some(netns.clone()), address)
+        Self::launch(Some(netns.clone()), address, None)
     }
 
-    fn launch(netns: Option<Netns>, address: Ipv4Addr) -> Result<Self> {
+    /// As [`start_in`](Self::start_in), with TLS.
+    ///
+    /// # Errors
+    /// As [`start_in`](Self::start_in).
+    pub fn start_with_tls_in(netns: &Netns, ca: &CertificateAuthority) -> Result<Self> {
+        Self::launch(Some(netns.clone()), Ipv4Addr::LOCALHOST, Some(ca))
+    }
+
+    fn launch(
+        netns: Option<Netns>,
+        address: Ipv4Addr,
+        ca: Option<&CertificateAuthority>,
+    ) -> Result<Self> {
+        let tls = ca.map(|ca| Tls::issued_by(ca, address)).transpose()?;
         let shared = Arc::new(Shared {
             store: Mutex::default(),
             faults: Mutex::default(),
@@ -109,6 +135,7 @@ impl KubeApi {
             accepting: channel::Sender::new(true),
             open_watches: AtomicUsize::new(0),
             listeners: Mutex::default(),
+            tls: Mutex::new(tls),
         });
         let stop = CancellationToken::new();
         let (tell, told) = std::sync::mpsc::sync_channel(1);
@@ -126,22 +153,55 @@ impl KubeApi {
         self.addr
     }
 
-    /// `http://<address>:<port>`
+    /// `http://<address>:<port>`, or `https://` where it speaks TLS.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        let scheme = if lock(&self.shared.tls).is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.addr)
     }
 
-    /// Writes a kubeconfig that leads here, with the token that is in `token_file`, if any.
+    /// Shows a certificate of this CA from now on, and resets the connections that were made with the
+    /// old one.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When there is no key, or it listens on IPv6.
+    pub fn change_ca(&self, ca: &CertificateAuthority) -> Result<()> {
+        let SocketAddr::V4(addr) = self.addr else { bail!("{}: expected IPv4", self.addr) };
+        *lock(&self.shared.tls) = Some(Tls::issued_by(ca, *addr.ip())?);
+        self.cut();
+        Ok(())
+    }
+
+    /// Writes into `dir` what a kubelet mounts for a service account: `token`, `namespace` and, of an
+    /// API that speaks TLS, `ca.crt`.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_service_account(&self, dir: &Path, namespace: &str, token: &str) -> Result<()> {
+        write_file(&dir.join("token"), token)?;
+        write_file(&dir.join("namespace"), namespace)?;
+        if let Some(tls) = &*lock(&self.shared.tls) {
+            write_file(&dir.join("ca.crt"), &tls.ca)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a kubeconfig that leads here, with the token that is in `token_file`, if any. The CA of an
+    /// API that speaks TLS goes beside it, as `<path>.ca`.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
     pub fn write_kubeconfig(&self, path: &Path, token_file: Option<&Path>) -> Result<()> {
         let user = token_file.map_or_else(|| json!({}), |file| json!({ "tokenFile": file }));
+        let mut cluster = json!({ "server": self.url() });
+        if let Some(tls) = &*lock(&self.shared.tls) {
+            let file = write_file(&path.with_added_extension("ca"), &tls.ca)?;
+            cluster["certificate-authority"] = json!(file);
+        }
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{ "name": "testkit", "cluster": { "server": self.url() } }],
+            "clusters": [{ "name": "testkit", "cluster": cluster }],
             "users": [{ "name": "testkit", "user": user }],
             "contexts": [{ "name": "testkit", "context": { "cluster": "testkit", "user": "testkit" } }],
             "current-context": "testkit",

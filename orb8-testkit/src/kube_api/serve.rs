@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
@@ -82,19 +83,38 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream) {
     // Another descriptor of the same socket, to say how it ends while hyper owns the first.
     let Ok(socket) = stream.as_fd().try_clone_to_owned() else { return };
     let cut = lock(&shared.cut).child_token();
-    let service = service_fn(|request| {
-        let (shared, cut) = (Arc::clone(&shared), cut.clone());
-        async move { Ok::<_, Infallible>(answer::answer(shared, request, cut).await) }
-    });
-    let serving =
-        http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let tls = lock(&shared.tls).clone();
+    let serving = async {
+        match tls {
+            None => serve(&shared, stream, &cut).await,
+            // A client that does not trust the certificate is that client's to tell of.
+            Some(tls) => {
+                if let Ok(stream) = tls.acceptor.accept(stream).await {
+                    serve(&shared, stream, &cut).await;
+                }
+            }
+        }
+    };
     tokio::select! {
         biased;
         () = cut.cancelled() => {
             // With no time to linger, the close is a reset.
             let _gone = rustix::net::sockopt::set_socket_linger(&socket, Some(std::time::Duration::ZERO));
         }
-        // A client that hangs up is no news.
-        _ended = serving => {}
+        () = serving => {}
     }
+}
+
+async fn serve<S>(shared: &Arc<Shared>, stream: S, cut: &CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(|request| {
+        let (shared, cut) = (Arc::clone(shared), cut.clone());
+        async move { Ok::<_, Infallible>(answer::answer(shared, request, cut).await) }
+    });
+    let serving =
+        http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
+    // A client that hangs up is no news.
+    let _ended = serving.await;
 }
