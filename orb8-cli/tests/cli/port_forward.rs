@@ -3,7 +3,7 @@
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use orb8_proto::StatusResponse;
-use orb8_testkit::KubeApi;
+use orb8_testkit::{KubeApi, pki::CertificateAuthority};
 use orb8_transport::{ClientAuth, ServerFiles};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ const TOKEN: &str = "the-users-token";
 
 /// An API server with the Service and its pods.
 fn cluster(ready: &[(&str, &str)]) -> KubeApi {
-    let api = KubeApi::start().unwrap();
+    let api = KubeApi::start_with_tls(&CertificateAuthority::new("kubernetes").unwrap()).unwrap();
     let port = json!({ "name": "grpc", "port": 8080, "targetPort": "grpc" });
     api.apply(json!({
         "kind": "Service",
@@ -44,15 +44,12 @@ fn cluster(ready: &[(&str, &str)]) -> KubeApi {
 }
 
 fn kubeconfig(dir: &Path, api: &KubeApi, user: &Value) -> String {
-    let config = json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{ "name": "c", "cluster": { "server": api.url() } }],
-        "users": [{ "name": "u", "user": user }],
-        "contexts": [{ "name": "kind-dev", "context": { "cluster": "c", "user": "u" } }],
-        "current-context": "kind-dev",
-    });
     let path = dir.join("kubeconfig");
+    api.write_kubeconfig(&path, None).unwrap();
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["users"][0]["user"] = user.clone();
+    config["contexts"][0]["name"] = "kind-dev".into();
+    config["current-context"] = "kind-dev".into();
     fs::write(&path, config.to_string()).unwrap();
     path.display().to_string()
 }
