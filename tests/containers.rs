@@ -192,3 +192,25 @@ fn a_container_that_restarts_is_another_one_of_the_same_pod_under_the_same_name(
     assert_eq!((&life.id, life.exit_code), (old, 137));
     scene.traced.stop()
 }
+
+#[test]
+fn a_container_that_restarts_on_the_same_ports_does_not_get_what_its_former_self_sent() -> Result<()>
+{
+    let scene = Scene::start()?;
+    let spec = PodSpec::new("shop", "web").containers(&["app"]);
+    let mut workload = Workload::new(spec).program("app", talk(&scene, 50, 4_000));
+    // A kubelet waits for ten seconds. The flows of who is gone end after two.
+    workload.backoff = Duration::from_secs(5);
+    let pod = Kubelet::of(&scene.node).run(workload)?;
+    let first = pod.wait_running(LIMIT)?;
+    let old = &first.containers[0].id;
+    scene.flows(&first, "the first life", |flows| sent_by(flows, old) == expected(50))?;
+    pod.crash("app")?;
+    let again = |view: &PodView| view.containers[0].restarts == 1 && view.containers[0].running;
+    let second = pod.wait_until("started again", LIMIT, again)?;
+    let new = &second.containers[0].id;
+    scene.flows(&second, "both lives", |flows| {
+        sent_by(flows, old) == expected(50) && sent_by(flows, new) == expected(50)
+    })?;
+    scene.traced.stop()
+}

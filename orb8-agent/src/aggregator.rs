@@ -10,6 +10,11 @@ use crate::config::WINDOW;
 /// Length of a slice. Shorter would be finer answers and more memory per flow.
 pub const SLICE: Duration = Duration::from_secs(15);
 
+/// Of so many that are gone (interfaces of pods, containers), what they did is kept for the length of
+/// the window. Where more go, the first ones are forgotten earlier, and counted: memory is bounded on a
+/// node where pods come and go all the time. Three a second do not reach it.
+pub const GONE_MOST: usize = 1_024;
+
 /// Number of a slice since boot.
 pub type SliceNumber = u32;
 

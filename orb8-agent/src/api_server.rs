@@ -330,7 +330,8 @@ impl Api {
         last: bool,
     ) -> Event {
         let mut losses = self.ledger.since(mark);
-        losses.retain(|loss| signals::concerns(loss, signals));
+        let history = crate::ledger::Stage::History.as_str();
+        losses.retain(|loss| loss.stage != history && signals::concerns(loss, signals));
         self.event(event::Event::Loss(LossReport {
             records_delivered: subscription.tally.delivered(),
             records_lost: subscription.tally.lost(),

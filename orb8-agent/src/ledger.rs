@@ -16,6 +16,9 @@ pub enum Stage {
     Aggregate,
     /// On the way to a subscriber that was too slow.
     Live,
+    /// Rows of the last minutes that had to make room for newer ones. Streams had them, and totals
+    /// have them.
+    History,
 }
 
 impl Stage {
@@ -27,6 +30,7 @@ impl Stage {
             Self::Collect => "collect",
             Self::Aggregate => "aggregate",
             Self::Live => "live",
+            Self::History => "history",
         }
     }
 }

@@ -4,7 +4,7 @@
 //! that turns one into a path, so the tree is walked and remembered.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fs, io,
     os::unix::fs::{DirEntryExt, MetadataExt},
     path::{Path, PathBuf},
@@ -233,6 +233,13 @@ impl CgroupTree {
             node.gone = Some(now);
             self.gone.push_back((now, id));
         }
+    }
+
+    /// The cgroups that were removed of late.
+    #[must_use]
+    pub fn gone(&self) -> HashSet<u64> {
+        let is_gone = |id: &u64| self.known.get(id).is_some_and(|node| node.gone.is_some());
+        self.gone.iter().map(|(_, id)| *id).filter(is_gone).collect()
     }
 
     /// Drops what was removed long ago.

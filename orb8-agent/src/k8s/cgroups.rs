@@ -2,6 +2,7 @@
 //! the file system where that word is missing. Every signal asks here whose a cgroup id is.
 
 use std::{
+    collections::HashSet,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -110,6 +111,13 @@ impl Cgroups {
     pub fn identify(&self, cgroup_id: u64, now: Instant) -> Option<FoundCgroup> {
         self.update(now);
         self.lock().tree.as_mut().and_then(|tree| tree.identify(cgroup_id, now))
+    }
+
+    /// The cgroups that were removed of late: their ids come no more, but with the last packets of
+    /// sockets that outlived them.
+    #[must_use]
+    pub fn gone(&self) -> HashSet<u64> {
+        self.lock().tree.as_ref().map(CgroupTree::gone).unwrap_or_default()
     }
 
     /// Where the hierarchy is mounted, if it is.

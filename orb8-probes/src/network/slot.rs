@@ -95,7 +95,7 @@ impl<K: Family> Slot<K> {
         self.opened = self.settled + 1;
         barrier();
         if self.pending.packets != 0 {
-            // No entry, or one of a later life: the interface is gone, and the agent took what
+            // No entry, or one of a later life: its owner is gone, and the agent took what
             // waited when it removed the flow.
             if let Some(entry) = self.key.entry()
                 && flows::life(entry) == self.life

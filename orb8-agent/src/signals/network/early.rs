@@ -332,7 +332,7 @@ impl Task {
     }
 
     /// A time that is past, since boot.
-    fn boot_ns_at(&self, at: Instant) -> u64 {
+    pub(super) fn boot_ns_at(&self, at: Instant) -> u64 {
         let ago = u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.clock.now_ns().saturating_sub(ago)
     }

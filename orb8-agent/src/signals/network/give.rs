@@ -7,7 +7,7 @@ use orb8_proto::{Direction, Event, FlowState, NetworkFlow, event};
 
 use super::{
     NAME,
-    interfaces::{Serial, Side, Sockets, WAIT_FOR_OWNER},
+    interfaces::{Interface, Serial, Side, Sockets, WAIT_FOR_OWNER},
     maps::is_zero,
     pods::Traffic,
     record,
@@ -15,7 +15,7 @@ use super::{
     task::Task,
 };
 use crate::{
-    enricher::{Attribution, Evidence},
+    enricher::{AttributedBy, Attribution, Evidence},
     live::SubscriberId,
     probe_loader::Hook,
 };
@@ -273,18 +273,23 @@ impl Task {
     }
 
     pub(super) fn interface_attribution(&mut self, serial: Serial) -> Attribution {
-        let interface = self.interfaces.get(serial);
-        if let Some(Sockets::Of(cgroup)) = interface.and_then(|i| i.sockets.as_ref()) {
-            let cgroup = cgroup.clone();
-            return self.socket_attribution(0, Some(&cgroup));
+        let interfaces = std::mem::take(&mut self.interfaces);
+        let attribution = interfaces.get(serial).map(|interface| self.owner_behind(interface));
+        self.interfaces = interfaces;
+        attribution.unwrap_or(Attribution { identity: None, by: AttributedBy::None })
+    }
+
+    /// Whose an interface is, or was.
+    pub(super) fn owner_behind(&mut self, interface: &Interface) -> Attribution {
+        if let Some(Sockets::Of(cgroup)) = &interface.sockets {
+            return self.socket_attribution(0, Some(cgroup));
         }
-        let local_ip = std::net::Ipv4Addr::UNSPECIFIED.into();
         self.enricher.attribute(Evidence {
             sender_cgroup: None,
-            veth_owner: interface.and_then(|i| i.owner.as_ref().or(i.sender.as_ref())),
-            local_ip,
+            veth_owner: interface.owner.as_ref().or(interface.sender.as_ref()),
+            local_ip: std::net::Ipv4Addr::UNSPECIFIED.into(),
             at_unix_ns: self.clock.unix_ns(self.clock.now_ns()),
-            interface_is_host: interface.is_some_and(|i| i.side == Side::Host),
+            interface_is_host: interface.side == Side::Host,
         })
     }
 }

@@ -22,7 +22,8 @@ use crate::{
     status::State,
 };
 
-/// A closed connection's last acknowledgements come within this time.
+/// A closed connection's last acknowledgements come within this time, and so do the last packets of a
+/// container that is gone.
 const LINGER_NS: u64 = 2_000_000_000;
 /// With the table nearly full, flows are idle sooner. Far above the few jiffies for which a CPU may
 /// still count on an entry.
@@ -59,6 +60,7 @@ impl Task {
         {
             let retiring: HashSet<u32> = self.retiring.iter().map(|serial| serial.0).collect();
             let limits = self.idle_limits();
+            let owners_gone = self.context.cgroups.gone();
             let Self { probe, interfaces, table, clock, .. } = self;
             let now = clock.now_ns();
             probe
@@ -71,7 +73,13 @@ impl Task {
                     let end = if gone {
                         Some(End::InterfaceGone)
                     } else {
-                        over_since(&stats, quiet_ns, limits)
+                        let key = serial.map(|serial| FlowKey::new(id, serial));
+                        let owner_gone = || {
+                            let answers = key.and_then(|key| table.get(&key.reverse()));
+                            owners_gone.contains(&stats.cgroup_id)
+                                || answers.is_some_and(|a| owners_gone.contains(&a.cgroup_id))
+                        };
+                        over_since(&stats, quiet_ns, limits, owner_gone)
                     };
                     if let Some(end) = end {
                         over.push((id, end));
@@ -89,9 +97,10 @@ impl Task {
         for (id, end) in over {
             match running.get(&id).copied().unwrap_or(Run::Settled) {
                 Run::Settled => self.remove(id, end).map_err(failed)?,
-                // No more packets come by an interface that is gone, so what waits was just taken.
-                // The probe will find no entry to add it to, and let it be.
-                Run::Waiting if end == End::InterfaceGone => {
+                // No more packets come by an interface or of a container that is gone, so what waits
+                // was just taken. The probe will find no entry to add it to, or one of a later life,
+                // and let it be.
+                Run::Waiting if matches!(end, End::InterfaceGone | End::OwnerGone) => {
                     self.remove(id, end).map_err(failed)?
                 }
                 Run::Waiting => {}
@@ -180,14 +189,20 @@ fn take(
 }
 
 /// Why a flow that was quiet for `quiet_ns` is over, if it is.
-const fn over_since(stats: &FlowStats, quiet_ns: u64, (linger, idle): (u64, u64)) -> Option<End> {
-    if quiet_ns > linger && stats.rst != 0 {
+fn over_since(
+    stats: &FlowStats,
+    quiet_ns: u64,
+    (linger, idle): (u64, u64),
+    owner_gone: impl Fn() -> bool,
+) -> Option<End> {
+    let lingers = quiet_ns <= linger;
+    if !lingers && stats.rst != 0 {
         Some(End::Rst)
-    } else if quiet_ns > linger && stats.fin != 0 {
+    } else if !lingers && stats.fin != 0 {
         Some(End::Fin)
     } else if quiet_ns > idle {
         Some(End::Idle)
     } else {
-        None
+        (!lingers && owner_gone()).then_some(End::OwnerGone)
     }
 }

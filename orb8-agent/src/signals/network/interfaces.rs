@@ -1,7 +1,7 @@
 //! The interfaces of the node: which are traced, who is behind them, what went through them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,7 +11,7 @@ use orb8_common::network::Counts;
 
 use super::early::Early;
 use crate::{
-    config::Config,
+    config::{Config, WINDOW},
     k8s::{cgroup::CgroupIdentity, cgroup_tree::FoundCgroup},
     netlink::links::{Link, LinkCounters},
     probe_loader::Attachment,
@@ -20,6 +20,9 @@ use crate::{
 /// How long records of a pod's veth wait for the pod to be known. After that they get the best
 /// identity there is.
 pub(super) const WAIT_FOR_OWNER: Duration = Duration::from_secs(3);
+
+/// Last packets and counters of an interface that is gone are known by then.
+const WAIT_FOR_LATE: Duration = Duration::from_secs(15);
 
 /// A veth without a pod is looked at again this often at least: a process may have moved in.
 const LONGEST_BETWEEN_LOOKS: Duration = Duration::from_secs(60);
@@ -217,9 +220,18 @@ impl Interfaces {
         }
     }
 
-    /// Forgets interfaces that went away before the window began.
-    pub(super) fn forget(&mut self, now: Instant, window: Duration) {
-        self.all.retain(|_, i| i.gone.is_none_or(|at| now.saturating_duration_since(at) < window));
+    /// Forgets interfaces that went away before the window began. Answers those that went first, where
+    /// more than `most` are gone: they are forgotten, too, and were still of use.
+    pub(super) fn forget(&mut self, now: Instant, most: usize) -> Vec<(Serial, Interface)> {
+        let since = |at| now.saturating_duration_since(at);
+        self.all.retain(|_, i| i.gone.is_none_or(|at| since(at) < WINDOW));
+        let mut gone: Vec<(Instant, Serial)> =
+            self.all.iter().filter_map(|(serial, i)| Some((i.gone?, *serial))).collect();
+        gone.sort_unstable();
+        gone.truncate(gone.len().saturating_sub(most));
+        gone.retain(|(at, _)| since(*at) > WAIT_FOR_LATE);
+        let early: HashSet<Serial> = gone.into_iter().map(|(_, serial)| serial).collect();
+        self.all.extract_if(.., |serial, _| early.contains(serial)).collect()
     }
 }
 
@@ -293,6 +305,31 @@ mod tests {
         let side =
             |link: &Link| Some((link.name.clone(), wanted.side(link, &config, default_route)?));
         links.iter().filter_map(side).collect()
+    }
+
+    #[test]
+    fn of_too_many_that_are_gone_the_first_ones_make_room_once_they_are_settled() {
+        let (mut interfaces, start) = (Interfaces::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for index in 1..=6 {
+            let link = link(index, "veth", Some(0));
+            let serial = interfaces.add(Interface::new(&link, Side::Workload, start));
+            if index > 1 {
+                interfaces.gone(serial, at(u64::from(index)));
+            }
+        }
+        let forgotten = |interfaces: &mut Interfaces, seconds, most| {
+            let early = interfaces.forget(at(seconds), most);
+            let mut early: Vec<u32> = early.iter().map(|(_, i)| i.index).collect();
+            early.sort_unstable();
+            early
+        };
+        assert!(forgotten(&mut interfaces, 100, 5).is_empty());
+        assert!(forgotten(&mut interfaces, 16, 3).is_empty(), "their last packets may come yet");
+        assert_eq!(forgotten(&mut interfaces, 100, 3), [2, 3]);
+        assert!(forgotten(&mut interfaces, 100, 3).is_empty());
+        assert!(forgotten(&mut interfaces, 305, 0).iter().eq(&[6]), "4 and 5 left the window");
+        assert_eq!(interfaces.all().count(), 1);
     }
 
     #[test]

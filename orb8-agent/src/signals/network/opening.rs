@@ -33,6 +33,8 @@ impl FlowTable {
         }
         let answers = self.get_mut(&key.reverse()).filter(|reverse| reverse.end.is_none());
         let answered_opens = answers.is_some_and(|reverse| {
+            // Whoever sends now is who is answered.
+            reverse.epoch = if born { 0 } else { reverse.epoch };
             reverse.opening.by_receiver |= opens;
             reverse.opening.by_sender
         });

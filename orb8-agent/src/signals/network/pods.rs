@@ -267,6 +267,19 @@ impl Accounts {
         }
     }
 
+    /// Closes the accounts of owners that are gone and were heard of for the last time before then
+    /// (since boot); answers how many.
+    pub(super) fn forget_gone(&mut self, gone: &HashMap<Owner, u64>) -> usize {
+        let is_over = |owner: &Owner, account: &Account| {
+            gone.get(owner).is_some_and(|gone_ns| account.last_ns <= *gone_ns)
+        };
+        let closed: Vec<_> =
+            self.accounts.extract_if(.., |owner, account| is_over(owner, account)).collect();
+        let count = closed.len();
+        self.close(closed);
+        count
+    }
+
     fn lose(&self, reason: &'static str, records: u64) {
         let point = LossPoint { signal: super::NAME, stage: Stage::Aggregate, reason };
         self.ledger.lost(point, Amount::records(records));

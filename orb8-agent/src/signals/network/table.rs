@@ -23,12 +23,14 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct FlowKey {
     id: FlowId,
+    /// 0: the flow of now. Others were of a container that is gone.
+    former: u8,
 }
 
 impl FlowKey {
     pub(super) const fn new(mut id: FlowId, serial: Serial) -> Self {
         id.key.ifindex = serial.0;
-        Self { id }
+        Self { id, former: 0 }
     }
 
     pub(super) const fn serial(&self) -> Serial {
@@ -40,7 +42,7 @@ impl FlowKey {
     }
 
     pub(super) const fn reverse(&self) -> Self {
-        Self { id: self.id.reverse() }
+        Self { id: self.id.reverse(), former: self.former }
     }
 }
 
@@ -67,6 +69,8 @@ pub(super) enum End {
     Fin,
     Rst,
     Idle,
+    /// The container that sent, or the one that it was sent to, is gone.
+    OwnerGone,
     InterfaceGone,
 }
 
@@ -76,6 +80,7 @@ impl End {
             Self::Fin => "fin",
             Self::Rst => "rst",
             Self::Idle => "idle",
+            Self::OwnerGone => "owner_gone",
             Self::InterfaceGone => "interface_gone",
         }
     }
@@ -131,6 +136,11 @@ impl Flow {
         }
     }
 
+    /// Its last record was told.
+    fn is_over(&self) -> bool {
+        self.end.is_some() && !self.touched
+    }
+
     /// The same key begins a new life in the kernel.
     fn reborn(&mut self, first_ns: u64) {
         let window = std::mem::take(&mut self.window);
@@ -154,6 +164,7 @@ impl FlowTable {
     /// Takes what is new in `stats`; `last_ns` is the time of the last packet. Totals of a life
     /// that ended before are late and add nothing.
     pub(super) fn observe(&mut self, key: FlowKey, stats: &FlowStats, last_ns: u64) -> Counts {
+        self.keep_former(key, stats);
         let (flow, mut born) = match self.flows.entry(key) {
             Entry::Occupied(known) => (known.into_mut(), false),
             Entry::Vacant(new) => (new.insert(Flow::new(stats.first_ns)), true),
@@ -192,6 +203,21 @@ impl FlowTable {
         self.touch(key);
         self.note_opening(&key, born, opens);
         new
+    }
+
+    /// Where a flow begins anew that was a gone container's, what that one had stays its own.
+    fn keep_former(&mut self, key: FlowKey, stats: &FlowStats) {
+        let Some(flow) = self.flows.get(&key) else { return };
+        let changes = flow.end == Some(End::OwnerGone) || flow.cgroup_id != stats.cgroup_id;
+        if stats.first_ns <= flow.first_ns || !flow.is_over() || !changes {
+            return;
+        }
+        if let Some(flow) = self.flows.swap_remove(&key) {
+            // There are seconds between two of them, so there cannot be more within the window.
+            let places = (1..=u8::MAX).map(|former| FlowKey { former, ..key });
+            let free = places.into_iter().find(|place| !self.flows.contains_key(place));
+            self.flows.insert(free.unwrap_or(FlowKey { former: u8::MAX, ..key }), flow);
+        }
     }
 
     /// Marks a flow as ended; its last record is still to come.
@@ -248,12 +274,18 @@ impl FlowTable {
         self.flows.len()
     }
 
+    /// Forgets the ended flows of interfaces that nobody knows any more; answers how many.
+    pub(super) fn forget_of(&mut self, is_forgotten: impl Fn(Serial) -> bool) -> usize {
+        let before = self.flows.len();
+        self.flows.retain(|key, flow| flow.end.is_none() || !is_forgotten(key.serial()));
+        before - self.flows.len()
+    }
+
     /// Forgets ended flows that left the window, and, over `most`, the ended ones that were quiet
     /// longest; answers how many of those were still within the window.
     pub(super) fn forget(&mut self, oldest: SliceNumber, most: usize) -> usize {
-        let settled = |flow: &Flow| flow.end.is_some() && !flow.touched;
         self.flows.retain(|_, flow| {
-            !settled(flow) || flow.window.newest().is_some_and(|newest| newest >= oldest)
+            !flow.is_over() || flow.window.newest().is_some_and(|newest| newest >= oldest)
         });
         let Some(over) = self.flows.len().checked_sub(most).filter(|over| *over > 0) else {
             return 0;
@@ -261,7 +293,7 @@ impl FlowTable {
         // An eighth more than needed: so this pass is rare, not one per new flow.
         let wanted = over + most / 8;
         let mut quiet: Vec<u64> =
-            self.flows.values().filter(|f| settled(f)).map(|f| f.last_ns).collect();
+            self.flows.values().filter(|f| f.is_over()).map(|f| f.last_ns).collect();
         if quiet.is_empty() {
             return 0;
         }
@@ -269,7 +301,7 @@ impl FlowTable {
         let (_, limit, _) = quiet.select_nth_unstable(nth);
         let limit = *limit;
         let before = self.flows.len();
-        self.flows.retain(|_, flow| !settled(flow) || flow.last_ns > limit);
+        self.flows.retain(|_, flow| !flow.is_over() || flow.last_ns > limit);
         before - self.flows.len()
     }
 }
@@ -324,6 +356,58 @@ mod tests {
         assert!(table.get(&key(0)).is_none());
         assert_eq!(table.forget(SliceNumber::MAX, 80), 0);
         assert_eq!(table.len(), 1, "only the flow that lives is left");
+    }
+
+    #[test]
+    fn what_a_gone_container_sent_stays_its_own_when_the_ports_are_used_again() {
+        let of = |first_ns, packets, cgroup_id| FlowStats { cgroup_id, ..stats(first_ns, packets) };
+        let mut table = FlowTable::new();
+        let bytes = |table: &FlowTable| {
+            let mut all: Vec<_> = table
+                .iter()
+                .map(|(_, f)| (f.cgroup_id, f.window.sum(0, 9).unwrap().bytes))
+                .collect();
+            all.sort_unstable();
+            all
+        };
+        let ends = |table: &mut FlowTable, why| {
+            table.end(key(1), why);
+            table.take_touched();
+        };
+        table.observe(key(1), &of(5, 3, 1), 10);
+        ends(&mut table, End::Idle);
+        // The same container goes on: one row.
+        table.observe(key(1), &of(15, 1, 1), 20);
+        assert_eq!(bytes(&table), [(1, 400)]);
+        ends(&mut table, End::Idle);
+        for (life, cgroup) in [(25, 2), (35, 3)] {
+            table.observe(key(1), &of(life, 2, cgroup), life);
+            ends(&mut table, End::OwnerGone);
+        }
+        assert_eq!(bytes(&table), [(1, 400), (2, 200), (3, 200)]);
+        // What a container is sent comes from the same one as before.
+        table.observe(key(1), &of(45, 5, 3), 50);
+        assert_eq!(bytes(&table), [(1, 400), (2, 200), (3, 200), (3, 500)]);
+        assert_eq!(table.get(&key(1)).unwrap().first_ns, 45);
+        // Late news of an earlier life adds nothing.
+        assert_eq!(table.observe(key(1), &of(35, 9, 3), 60).packets, 0);
+        ends(&mut table, End::Idle);
+        table.forget(SliceNumber::MAX, 10);
+        assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn flows_of_a_forgotten_interface_go_when_they_have_ended() {
+        let mut table = FlowTable::new();
+        let on = |serial, port| FlowKey::new(FlowId::example(6, port, 80), Serial(serial));
+        for serial in [1, 2] {
+            table.observe(on(serial, 1), &stats(1, 1), 1);
+            table.observe(on(serial, 2), &stats(1, 1), 1);
+            table.end(on(serial, 1), End::InterfaceGone);
+        }
+        assert_eq!(table.forget_of(|serial| serial == Serial(1)), 1);
+        assert!(table.get(&on(1, 1)).is_none() && table.get(&on(1, 2)).is_some());
+        assert_eq!(table.len(), 3);
     }
 
     proptest! {

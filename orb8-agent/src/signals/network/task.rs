@@ -1,7 +1,7 @@
 //! The slice's task: owns the probe, the interfaces and the tables, and is asked by [`Command`].
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,15 +24,14 @@ use super::{
     interfaces::{Interface, Interfaces, Serial, Wanted},
     maps::{KernelCounts, Probe},
     peers::Peers,
-    pods::Accounts,
+    pods::{Accounts, Owner},
     query,
     survey::Surveyor,
     table::FlowTable,
 };
 use crate::{
-    aggregator::{oldest_kept, slice_of},
+    aggregator::{GONE_MOST, oldest_kept, slice_of},
     collector::Collector,
-    config::WINDOW,
     enricher::Enricher,
     ledger::{Amount, LossPoint, Stage},
     netlink::{
@@ -283,12 +282,32 @@ impl Task {
         let most = (self.context.config.flow_table_size as usize).saturating_mul(2);
         let early = self.table.forget(oldest, most);
         if early > 0 {
-            self.lose(Stage::Aggregate, "flow_history_full", early as u64, 0);
+            self.lose(Stage::History, "flow_history_full", early as u64, 0);
         }
         self.accounts.forget(oldest);
         self.forget_early(oldest);
-        self.interfaces.forget(Instant::now(), WINDOW);
+        self.forget_gone();
         self.enricher.forget_unused();
+    }
+
+    /// Forgets who is gone and left the window, and who had to make room for others that are gone.
+    fn forget_gone(&mut self) {
+        let early = self.interfaces.forget(Instant::now(), GONE_MOST);
+        if early.is_empty() {
+            return;
+        }
+        let mut owners = HashMap::new();
+        for interface in early.iter().map(|(_, interface)| interface) {
+            let by = self.owner_behind(interface);
+            let owner = Owner::of(by.identity.as_deref(), by.by);
+            if let (Owner::Named(_) | Owner::Unit(_), Some(at)) = (&owner, interface.gone) {
+                owners.insert(owner, self.boot_ns_at(at));
+            }
+        }
+        let early: HashSet<Serial> = early.into_iter().map(|(serial, _)| serial).collect();
+        let flows = self.table.forget_of(|serial| early.contains(&serial));
+        let records = flows + self.accounts.forget_gone(&owners);
+        self.lose(Stage::History, "gone_pods_full", records as u64, 0);
     }
 
     pub(super) fn lose(&self, stage: Stage, reason: &'static str, records: u64, packets: u64) {

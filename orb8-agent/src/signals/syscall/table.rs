@@ -11,13 +11,14 @@ use orb8_proto::WorkloadTotals;
 
 use super::ends::{Ends, Figure};
 use crate::{
-    aggregator::{SliceNumber, oldest_kept, slice_of},
+    aggregator::{GONE_MOST, SliceNumber, oldest_kept, slice_of},
     enricher::{Attribution, Identity},
     totals::Book,
 };
 
-/// Containers and units that are kept apart, those that are gone included until their calls have left
-/// the window. Beyond it the one that is gone for longest is forgotten, or the quietest, and counted.
+/// Containers and units that are kept apart, those that are gone included, [`GONE_MOST`] at the most,
+/// until their calls have left the window. Beyond it the one that is gone for longest is forgotten, or
+/// the quietest, and counted.
 /// Some 3 KB each: a container that lives through the window with 60 different calls takes 22 KB, one
 /// that came and went 2 KB.
 const MOST: usize = 10_000;
@@ -205,6 +206,8 @@ pub(super) struct Accounts {
     accounts: HashMap<Owner, Account>,
     /// Accounts that were forgotten while they were of use, since [`Self::take_forgotten`].
     forgotten: u64,
+    /// Likewise, since [`Self::take_forgotten_gone`].
+    forgotten_gone: u64,
     workloads: Book<u64>,
 }
 
@@ -281,6 +284,19 @@ impl Accounts {
         };
         let closed = self.accounts.extract_if(|_, account| is_over(account)).collect();
         self.close(closed);
+        self.forget_gone();
+    }
+
+    /// Closes the accounts of those that are gone longest, where too many are.
+    fn forget_gone(&mut self) {
+        let gone = self.accounts.values().filter(|account| !account.lives);
+        let mut gone: Vec<u64> = gone.map(|account| account.last_ns).collect();
+        let Some(over) = gone.len().checked_sub(GONE_MOST).filter(|over| *over > 0) else { return };
+        let (_, limit, _) = gone.select_nth_unstable(over - 1);
+        let is_over = |account: &Account| !account.lives && account.last_ns <= *limit;
+        let closed: Vec<_> = self.accounts.extract_if(|_, account| is_over(account)).collect();
+        self.forgotten_gone += closed.len() as u64;
+        self.close(closed);
     }
 
     /// What closed accounts had stays in their workloads. A series that another account goes on with
@@ -317,6 +333,11 @@ impl Accounts {
     /// How often calls lost their workload because there are too many, since the last call.
     pub(super) fn take_folded(&mut self) -> u64 {
         self.workloads.take_folded()
+    }
+
+    /// Accounts of who is gone that had to make room for others that are, since the last call.
+    pub(super) fn take_forgotten_gone(&mut self) -> u64 {
+        std::mem::take(&mut self.forgotten_gone)
     }
 
     /// Accounts that had to make room, since the last call.

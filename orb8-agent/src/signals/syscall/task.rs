@@ -283,9 +283,12 @@ impl Task {
         }
         accounts.forget(oldest_kept(slice_of(boot_ns())));
         self.enricher.forget_unused();
-        let forgotten = accounts.take_forgotten();
+        let (forgotten, gone) = (accounts.take_forgotten(), accounts.take_forgotten_gone());
         if forgotten > 0 {
             self.lose(Stage::Aggregate, "syscall_accounts_full", forgotten);
+        }
+        if gone > 0 {
+            self.lose(Stage::History, "gone_containers_full", gone);
         }
         self.count_folded();
     }

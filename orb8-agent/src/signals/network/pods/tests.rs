@@ -46,6 +46,25 @@ fn an_account_that_turns_out_to_be_anothers_goes_to_that_one_whole() {
     assert_eq!((all[0].window.sum(0, 9).unwrap().egress.bytes, all[0].interfaces.len()), (11, 2));
 }
 
+#[test]
+fn who_is_gone_makes_room_unless_it_was_heard_of_since() {
+    let mut accounts = Accounts::new(Ledger::default());
+    let mut gone = HashMap::new();
+    for (uid, last_ns) in [("went", 5), ("came back", 7), ("lives", 5)] {
+        let attribution =
+            Attribution { identity: Some(identity(uid, "", uid)), by: AttributedBy::Veth };
+        accounts.book(&attribution, bytes(10, Direction::Egress), last_ns, &"veth1".into());
+        if uid != "lives" {
+            gone.insert(Owner::Named(uid.into()), 6);
+        }
+    }
+    assert_eq!(accounts.forget_gone(&gone), 1);
+    let mut left: Vec<_> =
+        accounts.iter().map(|a| &*a.identity.as_ref().unwrap().pod_uid).collect();
+    left.sort_unstable();
+    assert_eq!(left, ["came back", "lives"]);
+}
+
 /// A pod of one of three workloads in two namespaces, or one without names.
 fn pod(uid: u8, named: bool) -> Arc<Identity> {
     let named_identity = Identity {

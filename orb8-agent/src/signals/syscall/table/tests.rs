@@ -46,6 +46,22 @@ fn a_full_book_forgets_who_is_gone_for_longest_and_counts_it() {
     assert!(accounts.get(&unit("1")).is_none() && accounts.get(&unit("0")).is_some());
 }
 
+#[test]
+fn of_too_many_that_are_gone_the_first_ones_make_room_and_nobody_who_lives() {
+    let mut accounts = Accounts::default();
+    let most = u64::try_from(GONE_MOST).unwrap();
+    for n in 0..most + 10 {
+        accounts.meet(&unit(&n.to_string()), n, newcomer).lives = n == 0;
+        accounts.book(&unit(&n.to_string()), &[(1, 1)], n);
+    }
+    accounts.forget(0);
+    assert_eq!((accounts.len(), accounts.take_forgotten_gone()), (GONE_MOST + 1, 9));
+    assert!(accounts.get(&unit("0")).is_some() && accounts.get(&unit("10")).is_some());
+    assert!((1..10).all(|n| accounts.get(&unit(&n.to_string())).is_none()));
+    accounts.forget(0);
+    assert_eq!(accounts.take_forgotten_gone(), 0);
+}
+
 fn container(id: u32, name: &str, workload: Option<&str>) -> (Owner, Newcomer) {
     let empty: Arc<str> = Arc::default();
     let identity = Identity {
