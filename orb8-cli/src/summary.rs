@@ -50,20 +50,28 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
+/// Where rows of the last minutes had to make room for newer ones.
+const HISTORY: &str = "history";
+
 /// Records that a node could not deliver to anybody. What the `live` stage lost is counted per
 /// subscriber, so ours is in the loss report and the others' is not our loss.
 pub(crate) fn node_records_lost(losses: &[Loss]) -> u64 {
-    losses
-        .iter()
-        .filter(|loss| loss.stage != "live")
-        .fold(0, |sum, loss| sum.saturating_add(loss.records))
+    let everybodys = losses.iter().filter(|loss| !["live", HISTORY].contains(&&*loss.stage));
+    everybodys.fold(0, |sum, loss| sum.saturating_add(loss.records))
+}
+
+/// Rows of the last minutes that a node forgot early. Who listened had them as records.
+pub(crate) fn rows_forgotten(losses: &[Loss]) -> u64 {
+    let rows = losses.iter().filter(|loss| loss.stage == HISTORY);
+    rows.fold(0, |sum, loss| sum.saturating_add(loss.records))
 }
 
 /// One loss as a sentence: `network kernel ring_full: 12 records, 3 packets without detail`.
 pub(crate) fn loss_text(loss: &Loss) -> String {
     let mut parts = Vec::new();
     if loss.records > 0 {
-        parts.push(format!("{} records lost", grouped(loss.records)));
+        let what = if loss.stage == HISTORY { "rows forgotten early" } else { "records lost" };
+        parts.push(format!("{} {what}", grouped(loss.records)));
     }
     if loss.packets > 0 {
         parts.push(format!("{} packets counted without detail", grouped(loss.packets)));
@@ -87,6 +95,21 @@ mod tests {
         for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(grouped(number), text);
         }
+    }
+
+    #[test]
+    fn rows_that_were_forgotten_early_are_no_lost_records() {
+        let of = |stage: &str, records| Loss {
+            signal: "network".into(),
+            stage: stage.into(),
+            reason: "gone_pods_full".into(),
+            records,
+            ..Loss::default()
+        };
+        let losses = [of("kernel", 5), of("live", 7), of("history", 13_248)];
+        assert_eq!((node_records_lost(&losses), rows_forgotten(&losses)), (5, 13_248));
+        let text = "network history/gone_pods_full: 13,248 rows forgotten early";
+        assert_eq!(loss_text(&losses[2]), text);
     }
 
     #[test]

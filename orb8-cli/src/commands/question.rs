@@ -21,7 +21,7 @@ use crate::{
         columns::{self, Column},
     },
     standalone::{Purpose, Setup},
-    summary::{Summary, grouped, loss_text, node_records_lost},
+    summary::{Summary, grouped, loss_text, node_records_lost, rows_forgotten},
     target::{Need, Needs, Target},
 };
 
@@ -170,11 +170,13 @@ impl<'a, T> Question<'a, T> {
         {
             self.notes.warning(&format!("{}{since}", loss_text(loss)));
         }
+        // An agent of our own should have kept them for us.
+        let forgotten = if ours { rows_forgotten(&coverage.losses) } else { 0 };
         let summary = Summary {
             asked: answers.asked,
             answered: answers.answered(),
             received: rows.max(coverage.rows_matched),
-            lost: node_records_lost(&coverage.losses),
+            lost: node_records_lost(&coverage.losses).saturating_add(forgotten),
         };
         self.notes.info(&summary.to_string());
         let whole = if ours { summary.complete() } else { answers.whole() };
