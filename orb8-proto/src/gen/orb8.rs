@@ -120,7 +120,7 @@ pub struct NetworkFlow {
     /// seen so far, e.g. "SYN,FIN"
     #[prost(string, tag = "26")]
     pub tcp_flags: ::prost::alloc::string::String,
-    /// with FLOW_STATE_ENDED: fin, rst, idle, interface_gone, trace_stopped
+    /// with FLOW_STATE_ENDED: fin, rst, idle, owner_gone, interface_gone, trace_stopped
     #[prost(string, tag = "27")]
     pub end_reason: ::prost::alloc::string::String,
     /// The other side as the packets name it: where a client talks to a Service, the Service.
@@ -674,7 +674,7 @@ pub struct SignalStatus {
 pub struct Loss {
     #[prost(string, tag = "1")]
     pub signal: ::prost::alloc::string::String,
-    /// kernel, collect, aggregate, live
+    /// kernel, collect, aggregate, live, history
     #[prost(string, tag = "2")]
     pub stage: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
