@@ -48,7 +48,10 @@ impl Peer {
     fn hint(&self, code: Code, said: &str) -> Option<&'static str> {
         if !self.by_forward {
             None
-        } else if said == ConnectError::TlsServer.to_string() {
+        } else if [ConnectError::TlsServer, ConnectError::Silent]
+            .iter()
+            .any(|e| e.to_string() == said)
+        {
             Some("\n--tls-ca FILE says so, with the CA of orb8's certificates")
         } else if code == Code::Unauthenticated && !self.has_token {
             Some(

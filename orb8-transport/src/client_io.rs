@@ -152,6 +152,15 @@ impl ClientIo {
             }
             self.greeted = true;
         }
+        // What it said may have been lost on the way, with what it was not asked for.
+        let is_over = buf.filled().len() == before && buf.remaining() > 0;
+        if let (Poll::Ready(Ok(())), Io::Plain(_)) = (&read, &self.io)
+            && is_over
+            && !self.greeted
+        {
+            let silent = io::Error::new(io::ErrorKind::UnexpectedEof, ConnectError::Silent);
+            return Poll::Ready(Err(silent));
+        }
         read.map_err(in_words)
     }
 }

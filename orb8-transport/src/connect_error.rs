@@ -81,6 +81,9 @@ pub enum ConnectError {
     /// The server speaks TLS, and was spoken to in plain text.
     #[error("the server speaks TLS, not plain text: use https://")]
     TlsServer,
+    /// The server ended the connection instead of a greeting, as one may that speaks TLS.
+    #[error("the server said nothing and ended the connection: if it speaks TLS, use https://")]
+    Silent,
     /// What answers is not gRPC.
     #[error("what answers there does not speak HTTP/2, and is no gRPC server")]
     NotHttp2,
@@ -226,6 +229,7 @@ pub fn is_refusal(status: &Status) -> bool {
                     | ConnectError::Refused { .. }
                     | ConnectError::Tcp { .. }
                     | ConnectError::TimedOut { .. }
+                    | ConnectError::Silent
             );
         }
         error = match inner {
