@@ -141,6 +141,13 @@ impl Flow {
         self.end.is_some() && !self.touched
     }
 
+    /// Whether `stats` begin a new life of this key that is not the same container's.
+    fn was_anothers(&self, stats: &FlowStats) -> bool {
+        stats.first_ns > self.first_ns
+            && self.is_over()
+            && (self.end == Some(End::OwnerGone) || self.cgroup_id != stats.cgroup_id)
+    }
+
     /// The same key begins a new life in the kernel.
     fn reborn(&mut self, first_ns: u64) {
         let window = std::mem::take(&mut self.window);
@@ -164,8 +171,12 @@ impl FlowTable {
     /// Takes what is new in `stats`; `last_ns` is the time of the last packet. Totals of a life
     /// that ended before are late and add nothing.
     pub(super) fn observe(&mut self, key: FlowKey, stats: &FlowStats, last_ns: u64) -> Counts {
-        self.keep_former(key, stats);
         let (flow, mut born) = match self.flows.entry(key) {
+            Entry::Occupied(known) if known.get().was_anothers(stats) => {
+                let former = known.swap_remove();
+                self.keep_former(key, former);
+                (self.flows.entry(key).or_insert(Flow::new(stats.first_ns)), true)
+            }
             Entry::Occupied(known) => (known.into_mut(), false),
             Entry::Vacant(new) => (new.insert(Flow::new(stats.first_ns)), true),
         };
@@ -205,19 +216,12 @@ impl FlowTable {
         new
     }
 
-    /// Where a flow begins anew that was a gone container's, what that one had stays its own.
-    fn keep_former(&mut self, key: FlowKey, stats: &FlowStats) {
-        let Some(flow) = self.flows.get(&key) else { return };
-        let changes = flow.end == Some(End::OwnerGone) || flow.cgroup_id != stats.cgroup_id;
-        if stats.first_ns <= flow.first_ns || !flow.is_over() || !changes {
-            return;
-        }
-        if let Some(flow) = self.flows.swap_remove(&key) {
-            // There are seconds between two of them, so there cannot be more within the window.
-            let places = (1..=u8::MAX).map(|former| FlowKey { former, ..key });
-            let free = places.into_iter().find(|place| !self.flows.contains_key(place));
-            self.flows.insert(free.unwrap_or(FlowKey { former: u8::MAX, ..key }), flow);
-        }
+    /// What a container that is gone had stays its own.
+    fn keep_former(&mut self, key: FlowKey, flow: Flow) {
+        // There are seconds between two of them, so there cannot be more within the window.
+        let mut places = (1..=u8::MAX).map(|former| FlowKey { former, ..key });
+        let free = places.find(|place| !self.flows.contains_key(place));
+        self.flows.insert(free.unwrap_or(FlowKey { former: u8::MAX, ..key }), flow);
     }
 
     /// Marks a flow as ended; its last record is still to come.
