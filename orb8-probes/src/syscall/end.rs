@@ -80,28 +80,31 @@ pub(crate) fn forget_thread() {
 pub(crate) fn end<E: Ending>(ending: &E) {
     let result = ending.result();
     let errno = errno(result);
-    let (cgroup_id, number, took) = match begun() {
+    let (cgroup_id, number, end) = match begun() {
         Some(begun) => {
             // SAFETY: a helper without arguments.
             let took = unsafe { bpf_ktime_get_ns() }.wrapping_sub(begun.begun_ns);
-            (begun.cgroup_id, begun.number, Some(took))
+            (begun.cgroup_id, begun.number, End { result, took, unbegun: false })
         }
         // A new thread returns from the call that made it. That was the other thread's.
         None if errno == 0 => return,
-        None => (cgroup_id(), number(ending.number(), ending.is_compat()), None),
+        None => {
+            let number = number(ending.number(), ending.is_compat());
+            (cgroup_id(), number, End { result, took: 0, unbegun: true })
+        }
     };
     let Some(told) = count::settings().map(|settings| told(settings, number)) else { return };
     if told & told::NO_RESULT != 0 {
         return;
     }
     if let Some(outcomes) = outcomes(cgroup_id, number) {
-        add(outcomes, took, errno != 0);
+        add(outcomes, &end, errno != 0);
         if errno != 0 {
             count_error(cgroup_id, number, errno);
         }
     }
     if errno != 0 && told & told::FAILED != 0 {
-        event::tell_end(ending, cgroup_id, number, End { result, took });
+        event::tell_end(ending, cgroup_id, number, &end);
     }
 }
 
@@ -161,13 +164,15 @@ fn first(key: &OutcomeKey) {
 }
 
 #[inline(always)]
-fn add(outcomes: &mut CallOutcomes, took: Option<u64>, failed: bool) {
+fn add(outcomes: &mut CallOutcomes, end: &End, failed: bool) {
     if failed {
         fetch_add(&mut outcomes.errors, 1);
     }
-    let Some(took) = took else { return fetch_add(&mut outcomes.unbegun, 1) };
-    fetch_add(&mut outcomes.duration_ns, took);
-    let mut bucket = bucket(took);
+    if end.unbegun {
+        return fetch_add(&mut outcomes.unbegun, 1);
+    }
+    fetch_add(&mut outcomes.duration_ns, end.took);
+    let mut bucket = bucket(end.took);
     if bucket >= BUCKETS {
         bucket = BUCKETS - 1;
     }

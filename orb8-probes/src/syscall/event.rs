@@ -5,9 +5,9 @@ use core::arch::asm;
 use aya_ebpf::{
     bindings::BPF_RB_NO_WAKEUP,
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_user,
+        bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_user,
         generated::{
-            bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str,
+            bpf_get_current_comm, bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str,
             bpf_probe_read_user as probe_read_user, bpf_probe_read_user_str, bpf_ringbuf_output,
         },
     },
@@ -97,28 +97,28 @@ pub(super) fn tell<C: Call>(
 }
 
 /// How a call ended.
+///
+/// Not with an `Option` of its time: the compiler carries the word of a `None` along without ever
+/// writing it, and verifiers before Linux 6.3 refuse a program that reads such a word of its stack.
 pub(super) struct End {
     pub(super) result: i64,
-    /// Nanoseconds; none of a call that nobody saw begin.
-    pub(super) took: Option<u64>,
+    /// Nanoseconds; 0 where nobody saw the call begin.
+    pub(super) took: u64,
+    /// Nobody saw it begin.
+    pub(super) unbegun: bool,
 }
 
 /// Tells of a call that has ended, if somebody wants that.
 #[inline(always)]
-pub(super) fn tell_end<E: Ending>(ending: &E, cgroup_id: u64, number: u32, end: End) {
+pub(super) fn tell_end<E: Ending>(ending: &E, cgroup_id: u64, number: u32, end: &End) {
     if !filter::wants(|| Whose::Cgroup(cgroup_id)) {
         return;
     }
     let Some(draft) = draft(By::Exit, cgroup_id, number, 1) else { return };
-    draft.event.flags = ENDED;
+    draft.event.flags = if end.unbegun { ENDED | UNBEGUN } else { ENDED };
     draft.event.result = end.result;
-    match end.took {
-        Some(took) => {
-            draft.event.timestamp_ns = draft.event.timestamp_ns.wrapping_sub(took);
-            draft.event.duration_ns = took;
-        }
-        None => draft.event.flags |= UNBEGUN,
-    }
+    draft.event.timestamp_ns = draft.event.timestamp_ns.wrapping_sub(end.took);
+    draft.event.duration_ns = end.took;
     if ending.arguments(&mut draft.event.args) {
         add_text(draft, number);
     } else {
@@ -153,7 +153,11 @@ fn draft(by: By, cgroup_id: u64, number: u32, weight: u32) -> Option<&'static mu
     draft.event.tid = ids as u32;
     draft.event.number = number;
     draft.event.weight = weight;
-    draft.event.comm = bpf_get_current_comm().unwrap_or([0; 16]);
+    // SAFETY: the helper fills as many bytes, with zeros where it fails.
+    unsafe {
+        let comm = draft.event.comm.as_mut_ptr().cast();
+        bpf_get_current_comm(comm, draft.event.comm.len() as u32);
+    }
     draft.event.args = [0; 6];
     draft.event.flags = 0;
     draft.event.text = text::NONE;

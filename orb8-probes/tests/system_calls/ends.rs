@@ -19,7 +19,7 @@ use orb8_common::{
 use crate::{
     acts::{NAP, SHORT_PATH},
     place::{Cgroup, act},
-    probe::{ALL, How, Options, Probe},
+    probe::{How, Options, Probe},
 };
 
 const GETPPID: u32 = libc::SYS_getppid as u32;
@@ -29,7 +29,7 @@ const SLEEP: u32 = libc::SYS_clock_nanosleep as u32;
 
 #[test]
 fn calls_that_fail_are_counted_by_their_error_and_those_that_do_not_have_none() {
-    for how in ALL {
+    for how in How::all() {
         let cgroup = Cgroup::new("fail");
         let probe = Probe::attach_ends(how);
         cgroup.run("fail", 4, 2_500);
@@ -49,7 +49,7 @@ fn calls_that_fail_are_counted_by_their_error_and_those_that_do_not_have_none() 
 #[test]
 fn a_call_is_in_the_bucket_of_the_time_that_it_took() {
     let cgroup = Cgroup::new("sleep");
-    let probe = Probe::attach_ends(How::Btf);
+    let probe = Probe::attach_ends(How::cheapest());
     cgroup.run("sleep", 2, 5);
     let outcome = probe.outcomes(cgroup.id)[&SLEEP];
     assert_eq!(outcome.returned(), 10);
@@ -64,7 +64,7 @@ fn a_call_is_in_the_bucket_of_the_time_that_it_took() {
 #[test]
 fn every_call_of_a_process_that_has_ended_has_returned_but_those_that_never_do() {
     let cgroup = Cgroup::new("all");
-    let mut probe = Probe::attach_ends(How::Btf);
+    let mut probe = Probe::attach_ends(How::cheapest());
     let never = [libc::SYS_exit, libc::SYS_exit_group, libc::SYS_rt_sigreturn];
     let never = never.map(|number| u32::try_from(number).unwrap());
     for number in never {
@@ -90,7 +90,7 @@ fn every_call_of_a_process_that_has_ended_has_returned_but_those_that_never_do()
 fn a_call_that_began_before_anybody_watched_has_no_end() {
     let cgroup = Cgroup::new("before");
     let mut waiting = Waiting::start(&cgroup);
-    let probe = Probe::attach_ends(How::Btf);
+    let probe = Probe::attach_ends(How::cheapest());
     waiting.end();
     let reads = probe.outcomes(cgroup.id).get(&READ).map_or(0, |outcome| outcome.returned());
     assert_eq!(reads, probe.unslotted(cgroup.id).get(&READ).copied().unwrap_or(0));
@@ -99,7 +99,7 @@ fn a_call_that_began_before_anybody_watched_has_no_end() {
 #[test]
 fn a_call_whose_caller_is_moved_ends_where_it_began() {
     let (a, b) = (Cgroup::new("from"), Cgroup::new("to"));
-    let probe = Probe::attach_ends(How::Btf);
+    let probe = Probe::attach_ends(How::cheapest());
     let mut waiting = Waiting::start(&a);
     b.take_in(&waiting.child);
     waiting.end();
@@ -113,7 +113,7 @@ fn a_call_whose_caller_is_moved_ends_where_it_began() {
 #[test]
 fn a_call_of_a_thread_that_is_killed_returns_and_the_thread_is_forgotten() {
     let cgroup = Cgroup::new("killed");
-    let probe = Probe::attach_ends(How::Btf);
+    let probe = Probe::attach_ends(How::cheapest());
     let mut waiting = Waiting::start(&cgroup);
     assert!(probe.begun().iter().any(|b| b.cgroup_id == cgroup.id && b.begun_ns > 0));
     waiting.child.kill().unwrap();
@@ -129,7 +129,7 @@ fn a_call_of_a_thread_that_is_killed_returns_and_the_thread_is_forgotten() {
 #[test]
 fn a_call_that_seccomp_refuses_is_an_error_that_nobody_saw_begin() {
     let cgroup = Cgroup::new("refused");
-    let mut probe = Probe::attach_ends(How::Btf);
+    let mut probe = Probe::attach_ends(How::cheapest());
     probe.tell(GETSID, told::FAILED, TextOf::default());
     cgroup.run("refused", 1, 7);
     assert_eq!(probe.unslotted(cgroup.id).get(&GETSID), None);
@@ -146,7 +146,7 @@ fn a_call_that_seccomp_refuses_is_an_error_that_nobody_saw_begin() {
 
 #[test]
 fn a_call_that_fails_is_told_with_its_result_its_arguments_and_its_time() {
-    for how in ALL {
+    for how in How::all() {
         let cgroup = Cgroup::new("told");
         let mut probe = Probe::attach_ends(how);
         let openat = libc::SYS_openat as u32;
@@ -171,7 +171,7 @@ fn a_call_that_fails_is_told_with_its_result_its_arguments_and_its_time() {
 fn what_finds_no_room_is_counted() {
     let small = &[("SYSCALL_BEGUN", 8), ("SYSCALL_OUTCOMES", 16), ("SYSCALL_ERRORS", 2)];
     let cgroup = Cgroup::new("small");
-    let mut probe = Probe::load(Options { how: How::Btf, ends: true, small });
+    let mut probe = Probe::load(Options { how: How::cheapest(), ends: true, small });
     for _ in 0..3 {
         cgroup.run("fork", 4, 2);
         cgroup.run("open", 4, 50);

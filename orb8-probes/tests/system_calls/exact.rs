@@ -7,8 +7,6 @@ use orb8_common::{
     syscall::{TextOf, told},
 };
 
-#[cfg(target_arch = "x86_64")]
-use crate::probe::ALL;
 use crate::{
     acts,
     place::{Cgroup, act},
@@ -20,7 +18,7 @@ const GETPPID: u32 = libc::SYS_getppid as u32;
 #[test]
 fn threads_and_children_in_a_process_namespace_of_their_own_are_counted_to_the_call() {
     let cgroup = Cgroup::new("namespace");
-    let mut probe = Probe::attach(How::Btf);
+    let mut probe = Probe::attach(How::cheapest());
     probe.give_slot(cgroup.id, 4);
     let inside = act("fork", 4, 10);
     let mut unshare = Command::new("unshare");
@@ -33,7 +31,7 @@ fn threads_and_children_in_a_process_namespace_of_their_own_are_counted_to_the_c
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn a_call_made_the_32_bit_way_is_not_taken_for_the_call_of_the_same_number() {
-    for how in ALL {
+    for how in How::all() {
         let cgroup = Cgroup::new("compat");
         let mut probe = Probe::attach(how);
         probe.give_slot(cgroup.id, 6);
@@ -48,7 +46,7 @@ fn a_call_made_the_32_bit_way_is_not_taken_for_the_call_of_the_same_number() {
 #[test]
 fn a_caller_that_moves_is_counted_where_it_is() {
     let (a, b) = (Cgroup::new("here"), Cgroup::new("there"));
-    let mut probe = Probe::attach(How::Btf);
+    let mut probe = Probe::attach(How::cheapest());
     probe.give_slot(a.id, 1);
     let mut wanderer = act("wander", 1, 300);
     let file = |cgroup: &Cgroup| cgroup.dir.join("cgroup.procs").display().to_string();
@@ -62,7 +60,7 @@ fn a_caller_that_moves_is_counted_where_it_is() {
 fn a_cgroup_below_another_is_counted_apart() {
     let outer = Cgroup::new("outer");
     let inner = outer.below("inner");
-    let mut probe = Probe::attach(How::Btf);
+    let mut probe = Probe::attach(How::cheapest());
     probe.give_slot(inner.id, 2);
     inner.run("getppid", 2, 1_000);
     outer.run("getppid", 1, 500);
@@ -74,7 +72,7 @@ fn a_cgroup_below_another_is_counted_apart() {
 fn a_slot_that_changes_hands_under_calls_loses_none_and_gives_none_to_its_next_owner() {
     const EACH: u64 = 1_500_000;
     let cgroups = [Cgroup::new("first"), Cgroup::new("second")];
-    let mut probe = Probe::attach(How::Btf);
+    let mut probe = Probe::attach(How::cheapest());
     let mut callers: Vec<_> = cgroups.iter().map(|c| c.start("getppid", 2, EACH)).collect();
     let (mut counted, mut before, mut turn) = ([0_u64; 2], 0_u32, 0);
     let elsewhere = |probe: &Probe, owner: usize| {
@@ -105,7 +103,7 @@ fn a_slot_that_changes_hands_under_calls_loses_none_and_gives_none_to_its_next_o
 #[test]
 fn three_million_calls_are_counted_to_the_call_while_events_flow_and_lost_events_to_the_event() {
     let cgroup = Cgroup::new("storm");
-    let mut probe = Probe::attach(How::Btf);
+    let mut probe = Probe::attach(How::cheapest());
     probe.give_slot(cgroup.id, 3);
     probe.tell(GETPPID, told::LISTENED, TextOf::default());
     let mut caller = cgroup.start("getppid", 4, 750_000);

@@ -22,13 +22,13 @@ use orb8_common::syscall::{
     text, told,
 };
 use place::Cgroup;
-use probe::{ALL, EXECVE, How, Probe, execs};
+use probe::{EXECVE, How, Probe, execs};
 
 const GETPPID: u32 = libc::SYS_getppid as u32;
 
 #[test]
 fn a_cgroup_with_a_slot_is_counted_to_the_call_on_every_kind_of_hook() {
-    for how in ALL {
+    for how in How::all() {
         let cgroup = Cgroup::new("slot");
         let mut probe = Probe::attach(how);
         probe.give_slot(cgroup.id, 7);
@@ -41,7 +41,7 @@ fn a_cgroup_with_a_slot_is_counted_to_the_call_on_every_kind_of_hook() {
 #[test]
 fn a_cgroup_without_a_slot_is_counted_to_the_call_and_keeps_that_when_it_gets_one() {
     let cgroup = Cgroup::new("unslotted");
-    let mut probe = Probe::attach(How::Btf);
+    let mut probe = Probe::attach(How::cheapest());
     cgroup.run("getppid", 4, 10_000);
     assert_eq!(probe.unslotted(cgroup.id).get(&GETPPID), Some(&40_000));
     probe.give_slot(cgroup.id, 9);
@@ -55,7 +55,7 @@ fn a_cgroup_without_a_slot_is_counted_to_the_call_and_keeps_that_when_it_gets_on
 #[test]
 fn a_number_that_no_table_has_is_counted_as_other() {
     let cgroup = Cgroup::new("other");
-    let mut probe = Probe::attach(How::Btf);
+    let mut probe = Probe::attach(How::cheapest());
     probe.give_slot(cgroup.id, 5);
     cgroup.run("unknown", 1, 3);
     assert_eq!(probe.slotted(5)[NUMBERS - 1], 3);
@@ -64,7 +64,7 @@ fn a_number_that_no_table_has_is_counted_as_other() {
 #[test]
 fn one_in_so_many_is_told_and_says_so() {
     let cgroup = Cgroup::new("sampled");
-    let mut probe = Probe::attach(How::Btf);
+    let mut probe = Probe::attach(How::cheapest());
     probe.give_slot(cgroup.id, 3);
     probe.set(0, 100);
     probe.tell(GETPPID, told::SAMPLED, TextOf::default());
@@ -81,7 +81,7 @@ fn one_in_so_many_is_told_and_says_so() {
 #[test]
 fn a_program_is_told_with_its_arguments_by_the_call_or_when_it_has_started() {
     let cgroup = Cgroup::new("execve");
-    let mut probe = Probe::attach(How::Btf);
+    let mut probe = Probe::attach(How::cheapest());
     probe.tell(EXECVE, told::ALWAYS, TextOf { text: text::PROGRAM, argument: 0 });
     let arguments = ["-c", "true \"$1\"", "sh", "an argument"];
     for _ in 0..50 {
@@ -111,7 +111,7 @@ fn a_program_is_told_with_its_arguments_by_the_call_or_when_it_has_started() {
 #[test]
 fn a_path_is_told_as_the_caller_wrote_it_and_says_when_it_was_cut() {
     let cgroup = Cgroup::new("path");
-    let mut probe = Probe::attach(How::Btf);
+    let mut probe = Probe::attach(How::cheapest());
     let openat = libc::SYS_openat as u32;
     probe.tell(openat, told::ALWAYS, TextOf { text: text::PATH, argument: 1 });
     cgroup.run("open", 1, 1);
@@ -132,7 +132,7 @@ fn a_path_is_told_as_the_caller_wrote_it_and_says_when_it_was_cut() {
 #[test]
 fn many_arguments_fill_an_event_and_no_more() {
     let cgroup = Cgroup::new("arguments");
-    let mut probe = Probe::attach(How::Btf);
+    let mut probe = Probe::attach(How::cheapest());
     probe.tell(EXECVE, told::ALWAYS, TextOf { text: text::PROGRAM, argument: 0 });
     let many: Vec<String> = (0..100).map(|n| format!("argument number {n}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
@@ -149,7 +149,7 @@ fn many_arguments_fill_an_event_and_no_more() {
 #[test]
 fn an_address_is_told_as_bytes() {
     let cgroup = Cgroup::new("address");
-    let mut probe = Probe::attach(How::Btf);
+    let mut probe = Probe::attach(How::cheapest());
     let connect = libc::SYS_connect as u32;
     probe.tell(connect, told::ALWAYS, TextOf { text: text::ADDRESS, argument: 1 });
     cgroup.run("connect", 1, 1);
@@ -163,7 +163,7 @@ fn an_address_is_told_as_bytes() {
 #[test]
 fn the_name_of_a_program_is_bytes_and_may_be_anything() {
     let cgroup = Cgroup::new("bytes");
-    let mut probe = Probe::attach(How::Btf);
+    let mut probe = Probe::attach(How::cheapest());
     probe.tell(EXECVE, told::ALWAYS, TextOf { text: text::PROGRAM, argument: 0 });
     let mut command = Command::new("/bin/true");
     command.arg(std::ffi::OsStr::from_bytes(b"\xff\x1b[31m"));

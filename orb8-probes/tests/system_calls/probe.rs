@@ -6,6 +6,7 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, Program, RawTracePoint, TracePoint},
+    util::KernelVersion,
 };
 use orb8_common::{
     Record,
@@ -28,8 +29,21 @@ pub(crate) enum How {
     Classic,
 }
 
-/// Every kind of program.
-pub(crate) const ALL: [How; 3] = [How::Btf, How::Raw, How::Classic];
+impl How {
+    /// Every kind of program that this kernel has, the cheapest one first. The one by types asks for
+    /// `bpf_get_current_task_btf`, which came with Linux 5.11.
+    pub(crate) fn all() -> Vec<Self> {
+        let kernel = KernelVersion::current().expect("the kernel's version");
+        let mut all = vec![Self::Btf, Self::Raw, Self::Classic];
+        all.retain(|how| !matches!(how, Self::Btf) || kernel >= KernelVersion::new(5, 11, 0));
+        all
+    }
+
+    /// What the agent attaches here.
+    pub(crate) fn cheapest() -> Self {
+        Self::all()[0]
+    }
+}
 
 /// How the probe is loaded.
 #[derive(Clone, Copy)]

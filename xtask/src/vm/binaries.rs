@@ -25,7 +25,7 @@ pub(super) struct Binaries {
 }
 
 /// Test targets of [`PACKAGES`], each with its arguments, in the order in which they run.
-const TESTS: [(&str, &[&str]); 4] = [
+const TESTS: [(&str, &[&str]); 6] = [
     // The real object, verified by the kernel, and one helper of it after the other. Not the four
     // properties that want thousands of packets: emulated, they take longer than all the rest, and
     // what they are about is not what differs from kernel to kernel.
@@ -46,6 +46,9 @@ const TESTS: [(&str, &[&str]); 4] = [
     ("exact", &[]),
     // The probe of system calls, by every kind of program.
     ("system_calls", &[]),
+    // The agent by the kind that this kernel has. Not ten thousand programs once more.
+    ("syscalls", &["--skip", "ten_thousand"]),
+    ("latency", &[]),
     // Cgroups as this kernel tells of them.
     ("births", &[]),
 ];

@@ -19,7 +19,7 @@ use super::{
 /// Process 1.
 const INIT: &str = include_str!("init.sh");
 /// What process 1 and the testkit start, copied from this machine with their libraries.
-const TOOLS: [&str; 6] = ["sh", "mount", "insmod", "sleep", "ip", "unshare"];
+const TOOLS: [&str; 7] = ["sh", "mount", "insmod", "sleep", "true", "ip", "unshare"];
 
 /// Writes the archive for `kernel` and returns where it is.
 pub(super) fn build(kernel: &Kernel, binaries: &Binaries) -> Result<PathBuf> {
