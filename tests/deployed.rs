@@ -13,7 +13,7 @@ use orb8_tests::{
     AgentContainer, Containerd, OldGroups, SERVICE_ACCOUNT_TOKEN, Scene, address,
     manifests::{file, kustomized, object},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -40,7 +40,11 @@ impl Cluster {
         scene.node.report_to(&api)?;
         // There is no Secret here to take certificates from.
         let objects = kustomized("overlays/insecure-dev")?;
-        let daemon_set = object(&objects, "DaemonSet/orb8-agent")?.clone();
+        let mut daemon_set = object(&objects, "DaemonSet/orb8-agent")?.clone();
+        // Of all kinds of program, the one that needs most.
+        let variables = daemon_set.pointer_mut("/spec/template/spec/containers/0/env");
+        let variables = variables.and_then(Value::as_array_mut).context("no env")?;
+        variables.push(json!({ "name": "ORB8_TRACEPOINTS", "value": "classic" }));
         Ok(Self { scene, containerd, api, daemon_set, _old_groups: old_groups })
     }
 
@@ -93,17 +97,17 @@ fn the_agent_does_its_work_with_what_the_daemon_set_permits() -> Result<()> {
             })
         };
         let status = agent.status()?;
-        let network = status.signals.iter().find(|signal| signal.name == "network");
-        let state = network.map(orb8_proto::SignalStatus::state);
-        let source = status.pod_source.unwrap_or_default();
+        let active = status.signals.iter().filter(|s| s.state() == SignalState::Active);
+        let active: Vec<&str> = active.map(|signal| &*signal.name).collect();
+        let source = status.pod_source.clone().unwrap_or_default();
         if told("client", AttributedBy::SocketCgroup)
             && told("server", AttributedBy::Veth)
-            && state == Some(SignalState::Active)
+            && active == ["network", "syscall"]
             && source.state() == PodSourceState::Connected
         {
             break;
         }
-        ensure!(began.elapsed() < PATIENCE, "{network:?}, {source:?}, {flows:#?}\n{}", agent.log());
+        ensure!(began.elapsed() < PATIENCE, "{status:?}, {flows:#?}\n{}", agent.log());
         std::thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(agent.get(agent.metrics_addr(), "/readyz")?, (200, "ok\n".into()));

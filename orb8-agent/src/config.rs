@@ -11,6 +11,7 @@ mod values;
 use std::{fmt, io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use orb8_k8s::KubernetesSource;
+use orb8_probes::tracepoint;
 use orb8_transport::ServerFiles;
 use serde::Deserialize;
 
@@ -96,6 +97,10 @@ pub struct RawConfig {
     /// [default: 100]
     #[arg(long, env = "ORB8_SYSCALL_SAMPLE", value_name = "N")]
     pub syscall_sample: Option<String>,
+    /// By which kind of program system calls are counted: auto, typed, raw or classic [default: auto,
+    /// the cheapest that this kernel does not preempt: classic from Linux 7.0 on]
+    #[arg(long, env = "ORB8_TRACEPOINTS", value_name = "KIND")]
+    pub tracepoints: Option<String>,
     /// Watch how system calls end as well: errors and latencies, for another 300 ns or so per call
     #[arg(long, env = "ORB8_LATENCY")]
     pub latency: bool,
@@ -201,6 +206,8 @@ pub struct Config {
     pub syscall_ring_buffer_size: u32,
     /// Of frequent system calls one in so many is told; 0: none.
     pub syscall_sample: u32,
+    /// By which kind of program system calls are counted; `None`: the best one.
+    pub tracepoints: Option<tracepoint::Kind>,
     /// Watch how system calls end as well.
     pub syscall_latency: bool,
     /// System calls that are told even if nobody listens, by name.

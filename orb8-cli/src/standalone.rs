@@ -123,6 +123,7 @@ impl Setup for SyscallAgentArgs {
         resolve(RawConfig {
             syscall_ring_buffer_size: ring,
             syscall_sample: or_environment(&self.sample, "ORB8_SYSCALL_SAMPLE"),
+            tracepoints: or_environment(&None, "ORB8_TRACEPOINTS"),
             latency: self.latency || self.ends,
             learn: or_environment(&None, "ORB8_LEARN"),
             anomaly_window: or_environment(&None, "ORB8_ANOMALY_WINDOW"),

@@ -5,6 +5,7 @@
 pub mod btf;
 pub mod network;
 mod objects;
+pub mod tracepoint;
 
 pub use objects::{
     CGROUP_MEMBERS, CGROUP_PROBE, Missing, NETWORK_PROBE, SYSCALL_MEMBERS, SYSCALL_PROBE,

@@ -16,7 +16,7 @@ use super::{
     DEFAULT_SYSCALL_RING_BUFFER_SIZE, DEFAULT_SYSCALL_SAMPLE, PeerScope, RawConfig,
     values::{
         flow_table_size, host_name, or_report, patterns, ring_buffer_size, ring_size, sensitive,
-        signals, state_dir, syscall_metrics, syscall_sample, tc_attach, time,
+        signals, state_dir, syscall_metrics, syscall_sample, tc_attach, time, tracepoints,
     },
 };
 use crate::k8s::runtime::RuntimeChoice;
@@ -79,6 +79,8 @@ impl RawConfig {
                 &mut problems,
             )
             .unwrap_or(DEFAULT_SYSCALL_SAMPLE),
+            tracepoints: or_report(self.tracepoints.as_deref().map(tracepoints), &mut problems)
+                .flatten(),
             syscall_latency: self.latency,
             sensitive: sensitive(&self.sensitive, &mut problems),
             learn: time("learn", self.learn.as_deref(), DEFAULT_LEARN, &mut problems),
@@ -132,6 +134,7 @@ impl RawConfig {
         fill(&mut self.flow_table_size, file.flow_table_size);
         fill(&mut self.syscall_ring_buffer_size, file.syscall_ring_buffer_size);
         fill(&mut self.syscall_sample, file.syscall_sample);
+        fill(&mut self.tracepoints, file.tracepoints);
         fill(&mut self.syscall_metrics, file.syscall_metrics);
         fill(&mut self.learn, file.learn);
         fill(&mut self.anomaly_window, file.anomaly_window);

@@ -15,12 +15,20 @@ fn every_problem_is_told_at_once_and_names_its_input() {
         ring_buffer_size: Some("1000000".into()),
         flow_table_size: Some("0".into()),
         tc_attach: Some("xdp".into()),
+        tracepoints: Some("kprobe".into()),
         runtime: Some("containerd".into()),
         interfaces: vec!["a name that is far too long".into()],
         ..RawConfig::default()
     });
-    let inputs =
-        ["\"everywhere\"", "\"1000000\"", "\"0\"", "\"xdp\"", "\"containerd\"", "far too long"];
+    let inputs = [
+        "\"everywhere\"",
+        "\"1000000\"",
+        "\"0\"",
+        "\"xdp\"",
+        "\"kprobe\"",
+        "\"containerd\"",
+        "far too long",
+    ];
     for input in inputs {
         assert!(said.contains(input), "{input} is missing from {said}");
     }

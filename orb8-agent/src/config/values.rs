@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use orb8_probes::tracepoint::Kind;
+
 use super::{MAX_FLOW_TABLE_SIZE, MAX_RING_BUFFER_SIZE, SyscallMetrics, TcAttach};
 use crate::signals::{self, syscall};
 
@@ -114,6 +116,19 @@ pub(super) fn tc_attach(written: &str) -> Result<TcAttach, String> {
         "tcx" => Ok(TcAttach::Tcx),
         "clsact" => Ok(TcAttach::Clsact),
         _ => Err(format!("tc-attach: {written:?} is unknown; expected auto, tcx or clsact")),
+    }
+}
+
+/// None: the best one.
+pub(super) fn tracepoints(written: &str) -> Result<Option<Kind>, String> {
+    match written {
+        "auto" => Ok(None),
+        "typed" => Ok(Some(Kind::Typed)),
+        "raw" => Ok(Some(Kind::Raw)),
+        "classic" => Ok(Some(Kind::Classic)),
+        _ => Err(format!(
+            "tracepoints: {written:?} is unknown; expected auto, typed, raw or classic"
+        )),
     }
 }
 

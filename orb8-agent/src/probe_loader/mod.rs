@@ -9,7 +9,7 @@ mod run;
 
 use std::{
     fs, io,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::PathBuf,
 };
 
@@ -41,6 +41,9 @@ pub enum LoadError {
         /// The kernel's answer.
         error: ProgramError,
     },
+    /// It cannot be known which kernel this is.
+    #[error("the kernel's version: {0}")]
+    Kernel(io::Error),
     /// The kernel's types cannot be read.
     #[error("kernel type information (BTF): {error}")]
     Types {
@@ -187,10 +190,24 @@ impl Object {
         program.try_into().map_err(|error| LoadError::Program { name: name.into(), error })
     }
 
-    /// How often the kernel did not run a loaded program because it was running on that CPU already;
-    /// None where it does not say (before Linux 5.12).
-    pub fn recursion_misses(&mut self, name: &str) -> Option<u64> {
-        let fd = self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd();
+    /// What the kernel did not run a loaded program for, from now on and for as long as the answer is
+    /// kept: the program is, too, but it is not attached by that.
+    pub fn skips(&self, name: &str) -> Result<Skips, LoadError> {
+        let program = self.ebpf.program(name);
+        let program = program.ok_or_else(|| LoadError::Absent(format!("program {name}")))?;
+        let failed = |error| LoadError::Program { name: name.into(), error };
+        let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+        Ok(Skips(fd.map_err(|error| failed(error.into()))?))
+    }
+}
+
+/// A program, as the kernel skips it: what comes while it runs on the same CPU already.
+pub struct Skips(OwnedFd);
+
+impl Skips {
+    /// How often that was; None where the kernel does not say (before Linux 5.12).
+    pub fn count(&self) -> Option<u64> {
+        let fd = self.0.as_raw_fd();
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
         let line = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
         line.trim().parse().ok()

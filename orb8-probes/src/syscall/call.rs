@@ -7,7 +7,7 @@ use aya_ebpf::{
 
 use super::{
     mode, number, registers,
-    task::{Cgroup, Task, cgroup_id},
+    task::{self, Cgroup, Task, cgroup_id},
 };
 
 /// A call that begins.
@@ -51,7 +51,12 @@ impl Call for TracePointContext {
     fn caller(&self) -> (Cgroup, u32) {
         // SAFETY: a word of the tracepoint's record.
         let id = unsafe { *self.as_ptr().cast::<i64>().add(1) };
-        (Cgroup::of_id(cgroup_id()), number(id, mode::is_compat_by_task()))
+        if task::is_typed() {
+            let task = Task::current();
+            (task.cgroup(), number(id, mode::is_compat_by(task)))
+        } else {
+            (Cgroup::of_id(cgroup_id()), number(id, mode::is_compat_by_task()))
+        }
     }
 
     #[inline(always)]

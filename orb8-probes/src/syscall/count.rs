@@ -3,12 +3,15 @@
 //! A cgroup that the agent gave a slot is counted in a per-CPU array, which costs a tenth of a hash
 //! table; any other one in a hash table, from its first call.
 //!
-//! A slot changes hands while calls are made. Programs run with preemption off, in microseconds unless
-//! a hypervisor holds the CPU, so whoever takes a slot back removes it from `SYSCALL_SLOTS`, waits for
-//! the programs that run (a grace period of RCU: `membarrier(2)`, or far more time than a run takes),
-//! changes the generation, and waits again. From then on the slot stands still: what it shows is its old
-//! owner's, and the next owner's calls are what comes on top. So it is with an entry of
-//! `SYSCALL_UNSLOTTED`: it is removed only when its cgroup has had a slot, or has been gone, for as long.
+//! A slot changes hands while calls are made. Programs run in a read section of RCU, in microseconds
+//! unless a hypervisor or the scheduler holds them, so whoever takes a slot back removes it from
+//! `SYSCALL_SLOTS`, waits for the programs that run (a grace period of RCU: `membarrier(2)`, or far more
+//! time than a run takes), changes the generation, and waits again. From then on the slot stands still:
+//! what it shows is its old owner's, and the next owner's calls are what comes on top. So it is with an
+//! entry of `SYSCALL_UNSLOTTED`: it is removed only when its cgroup has had a slot, or has been gone, for
+//! as long.
+//!
+//! Of one program, a CPU runs one at a time; what that costs depends on the kind, see `tracepoint.rs`.
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,

@@ -5,7 +5,10 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 
-use super::{mode, registers, task::Task};
+use super::{
+    mode, registers,
+    task::{self, Task},
+};
 
 /// A call that ends.
 pub(crate) trait Ending {
@@ -86,8 +89,13 @@ impl Ending for TracePointContext {
         mode::is_compat_by_task()
     }
 
+    /// The record has none, the thread's registers do.
     #[inline(always)]
-    fn arguments(&self, _into: &mut [u64; 6]) -> bool {
-        false
+    fn arguments(&self, into: &mut [u64; 6]) -> bool {
+        if !task::is_typed() {
+            return false;
+        }
+        registers::arguments(Task::current().registers(), into);
+        true
     }
 }

@@ -5,7 +5,7 @@ use core::arch::asm;
 use aya_ebpf::{
     bindings::BPF_RB_NO_WAKEUP,
     helpers::{
-        bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_user,
+        bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_user,
         generated::{
             bpf_get_current_comm, bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str,
             bpf_probe_read_user as probe_read_user, bpf_probe_read_user_str, bpf_ringbuf_output,
@@ -13,7 +13,6 @@ use aya_ebpf::{
     },
     macros::map,
     maps::{Array, PerCpuArray, RingBuf},
-    programs::RawTracePointContext,
 };
 use orb8_common::{
     drops::Drop,
@@ -24,7 +23,7 @@ use orb8_common::{
     },
 };
 
-use super::{Call, Ending};
+use super::{Call, Ending, Start, member};
 use crate::{
     emit,
     filter::{self, Whose},
@@ -291,27 +290,24 @@ static MM_STRUCT_ARG_START: u32 = 0;
 /// `struct mm_struct` to its `unsigned long arg_end`.
 #[unsafe(no_mangle)]
 static MM_STRUCT_ARG_END: u32 = 0;
-/// `struct linux_binprm` to its `const char *filename`.
-#[unsafe(no_mangle)]
-static LINUX_BINPRM_FILENAME: u32 = 0;
 
-/// Tells which program an `execve` of this thread started: `TP_PROTO(struct task_struct *p, pid_t
-/// old_pid, struct linux_binprm *bprm)`.
+/// Tells which program an `execve` of this thread started.
 ///
 /// At the call itself, the program's name may lie on a page that nobody has touched yet, such as a
 /// constant of a process that was just forked. By now the kernel has copied it and the arguments.
 #[inline(always)]
-pub(crate) fn tell_started(ctx: &RawTracePointContext, cgroup_id: u64, number: u32) {
-    let (task, bprm): (*const u8, *const u8) = (ctx.arg(0), ctx.arg(2));
+pub(super) fn tell_started<S: Start>(start: &S, cgroup_id: u64, number: u32) {
     let Some(draft) = draft(By::Exec, cgroup_id, number, 1) else { return };
     draft.event.flags = STARTED;
     draft.event.text = text::PROGRAM;
-    if let Some(filename) = member::<*const u8>(bprm, &LINUX_BINPRM_FILENAME) {
+    if let Some(filename) = start.filename() {
         // SAFETY: there are `PART` bytes behind `end`, and the helper checks what it reads.
         let read =
             unsafe { bpf_probe_read_kernel_str(draft.end(), PART as u32, filename.cast()) };
         draft.grow(read, PART);
     }
+    // SAFETY: a helper without arguments.
+    let task = unsafe { bpf_get_current_task() } as *const u8;
     if let Some(mm) = member::<*const u8>(task, &TASK_STRUCT_MM)
         && let Some(start) = member::<u64>(mm, &MM_STRUCT_ARG_START)
         && let Some(end) = member::<u64>(mm, &MM_STRUCT_ARG_END)
@@ -322,14 +318,4 @@ pub(crate) fn tell_started(ctx: &RawTracePointContext, cgroup_id: u64, number: u
         }
     }
     draft.send();
-}
-
-#[inline(always)]
-fn member<T>(of: *const u8, offset: &'static u32) -> Option<T> {
-    // SAFETY: the loader sets the value, so the compiler must not know it; the helper checks what it
-    // reads.
-    unsafe {
-        let offset = core::ptr::read_volatile(offset) as usize;
-        bpf_probe_read_kernel(of.wrapping_add(offset).cast()).ok()
-    }
 }

@@ -8,14 +8,16 @@ mod ending;
 mod event;
 mod mode;
 mod registers;
+mod start;
 mod task;
 
-use aya_ebpf::programs::RawTracePointContext;
+use aya_ebpf::helpers::bpf_probe_read_kernel;
 use orb8_common::syscall::{COMPAT, NUMBERS, OTHER, told};
 
 pub(crate) use call::Call;
 pub(crate) use end::{end, forget_thread};
 pub(crate) use ending::Ending;
+pub(crate) use start::Start;
 use task::cgroup_id;
 
 use crate::filter::{self, Whose};
@@ -37,13 +39,13 @@ pub(crate) fn enter<C: Call>(call: &C) {
 
 /// A program has been started by this thread.
 #[inline(always)]
-pub(crate) fn started(ctx: &RawTracePointContext) {
+pub(crate) fn started<S: Start>(start: &S) {
     let Some(settings) = count::settings() else { return };
     let execve = settings.execve;
     let how = event::told(settings, execve) & told::HOW;
     let cgroup_id = cgroup_id();
     if how == told::ALWAYS || how == told::LISTENED && filter::wants(|| Whose::Cgroup(cgroup_id)) {
-        event::tell_started(ctx, cgroup_id, execve);
+        event::tell_started(start, cgroup_id, execve);
     }
 }
 
@@ -56,4 +58,15 @@ fn number(number: i64, is_compat: bool) -> u32 {
     // Numbers below zero, and the x32 ones, become large ones.
     let number = number as u64;
     if number < NUMBERS as u64 - 2 { number as u32 } else { OTHER }
+}
+
+/// A member of a kernel structure whose types the verifier does not know.
+#[inline(always)]
+fn member<T>(of: *const u8, offset: &'static u32) -> Option<T> {
+    // SAFETY: the loader sets the value, so the compiler must not know it; the helper checks what it
+    // reads.
+    unsafe {
+        let offset = core::ptr::read_volatile(offset) as usize;
+        bpf_probe_read_kernel(of.wrapping_add(offset).cast()).ok()
+    }
 }

@@ -58,6 +58,12 @@ pub(super) fn is_compat_btf(regs: *const u8, task: Task) -> bool {
     how::is_compat(unsafe { *regs.add(how::MODE).cast::<u64>() })
 }
 
+/// Without registers, by a thread whose types the verifier knows.
+#[inline(always)]
+pub(super) fn is_compat_by(task: Task) -> bool {
+    how::status().is_some_and(|offset| task.member::<u32>(offset) & how::TS_COMPAT != 0)
+}
+
 /// By registers whose type it does not know.
 #[inline(always)]
 pub(super) fn is_compat(regs: *const u8) -> bool {

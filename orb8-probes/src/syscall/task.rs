@@ -1,6 +1,8 @@
 //! The thread that calls, and its cgroup.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_task_btf};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_cgroup_id, bpf_get_current_task_btf, bpf_task_pt_regs,
+};
 
 // Where the running kernel has these members: set by the loader, read only. 0: not known.
 /// `struct task_struct` to its `struct css_set *cgroups`.
@@ -19,6 +21,19 @@ static CGROUP_KN: u32 = 0;
 #[unsafe(no_mangle)]
 static KERNFS_NODE_ID: u32 = 0;
 
+/// 1 where a program of any kind may ask for the thread that runs and for its registers, in types that
+/// the verifier knows: `bpf_get_current_task_btf` came with Linux 5.11, `bpf_task_pt_regs` with 5.15. Set
+/// by the loader, read only, so that older kernels remove what they would refuse.
+#[unsafe(no_mangle)]
+static TYPED_TASK: u32 = 0;
+
+/// Whether a program that is not typed itself can have [`Task::current`].
+#[inline(always)]
+pub(super) fn is_typed() -> bool {
+    // SAFETY: the loader sets the value, so the compiler must not know it.
+    unsafe { core::ptr::read_volatile(&TYPED_TASK) != 0 }
+}
+
 /// A thread whose type the verifier knows.
 #[derive(Clone, Copy)]
 pub(crate) struct Task(*const u8);
@@ -29,6 +44,13 @@ impl Task {
     pub(crate) fn current() -> Self {
         // SAFETY: a helper without arguments.
         Self(unsafe { bpf_get_current_task_btf() }.cast())
+    }
+
+    /// What the registers held when it entered the kernel: a `struct pt_regs`.
+    #[inline(always)]
+    pub(super) fn registers(self) -> *const u8 {
+        // SAFETY: the verifier knows the thread.
+        unsafe { bpf_task_pt_regs(self.0.cast_mut().cast()) as *const u8 }
     }
 
     /// Its cgroup, without `bpf_get_current_cgroup_id`: that and what it calls in turn cost half as

@@ -7,10 +7,12 @@ use orb8_common::{
     syscall::{TextOf, told},
 };
 
+use orb8_probes::tracepoint;
+
 use crate::{
     acts,
     place::{Cgroup, act},
-    probe::{How, Probe},
+    probe::{Probe, kinds},
 };
 
 const GETPPID: u32 = libc::SYS_getppid as u32;
@@ -18,7 +20,7 @@ const GETPPID: u32 = libc::SYS_getppid as u32;
 #[test]
 fn threads_and_children_in_a_process_namespace_of_their_own_are_counted_to_the_call() {
     let cgroup = Cgroup::new("namespace");
-    let mut probe = Probe::attach(How::cheapest());
+    let mut probe = Probe::attach();
     probe.give_slot(cgroup.id, 4);
     let inside = act("fork", 4, 10);
     let mut unshare = Command::new("unshare");
@@ -31,22 +33,22 @@ fn threads_and_children_in_a_process_namespace_of_their_own_are_counted_to_the_c
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn a_call_made_the_32_bit_way_is_not_taken_for_the_call_of_the_same_number() {
-    for how in How::all() {
+    for kind in kinds() {
         let cgroup = Cgroup::new("compat");
-        let mut probe = Probe::attach(how);
+        let mut probe = Probe::attach_by(kind);
         probe.give_slot(cgroup.id, 6);
         cgroup.run("compat", 2, 5_000);
         let counts = probe.slotted(6);
-        assert_eq!(counts[orb8_common::syscall::COMPAT as usize], 10_000, "{how:?}");
-        assert_eq!(counts[acts::GETPPID_32 as usize], 0, "{how:?}");
-        assert_eq!(counts[GETPPID as usize], 0, "{how:?}");
+        assert_eq!(counts[orb8_common::syscall::COMPAT as usize], 10_000, "{kind:?}");
+        assert_eq!(counts[acts::GETPPID_32 as usize], 0, "{kind:?}");
+        assert_eq!(counts[GETPPID as usize], 0, "{kind:?}");
     }
 }
 
 #[test]
 fn a_caller_that_moves_is_counted_where_it_is() {
     let (a, b) = (Cgroup::new("here"), Cgroup::new("there"));
-    let mut probe = Probe::attach(How::cheapest());
+    let mut probe = Probe::attach();
     probe.give_slot(a.id, 1);
     let mut wanderer = act("wander", 1, 300);
     let file = |cgroup: &Cgroup| cgroup.dir.join("cgroup.procs").display().to_string();
@@ -60,7 +62,7 @@ fn a_caller_that_moves_is_counted_where_it_is() {
 fn a_cgroup_below_another_is_counted_apart() {
     let outer = Cgroup::new("outer");
     let inner = outer.below("inner");
-    let mut probe = Probe::attach(How::cheapest());
+    let mut probe = Probe::attach();
     probe.give_slot(inner.id, 2);
     inner.run("getppid", 2, 1_000);
     outer.run("getppid", 1, 500);
@@ -72,7 +74,7 @@ fn a_cgroup_below_another_is_counted_apart() {
 fn a_slot_that_changes_hands_under_calls_loses_none_and_gives_none_to_its_next_owner() {
     const EACH: u64 = 1_500_000;
     let cgroups = [Cgroup::new("first"), Cgroup::new("second")];
-    let mut probe = Probe::attach(How::cheapest());
+    let mut probe = Probe::attach();
     let mut callers: Vec<_> = cgroups.iter().map(|c| c.start("getppid", 2, EACH)).collect();
     let (mut counted, mut before, mut turn) = ([0_u64; 2], 0_u32, 0);
     let elsewhere = |probe: &Probe, owner: usize| {
@@ -95,15 +97,20 @@ fn a_slot_that_changes_hands_under_calls_loses_none_and_gives_none_to_its_next_o
         assert_eq!(probe.slotted(8)[GETPPID as usize], now, "nobody's, and counted on");
     }
     assert!(counted.iter().all(|n| *n > 0), "{counted:?} in {turn} turns");
+    // A thread that is preempted amid a call on a map, as this one makes all the time, has the kernel
+    // skip those of others, where it preempts at all.
+    let skipped =
+        if tracepoint::preempts(tracepoint::kernel().unwrap()) { probe.skipped() } else { 0 };
     for (cgroup, slotted) in cgroups.iter().zip(counted) {
-        assert_eq!(probe.unslotted(cgroup.id)[&GETPPID] + slotted, 2 * EACH);
+        let calls = probe.unslotted(cgroup.id)[&GETPPID] + slotted;
+        assert!(calls <= 2 * EACH && calls + skipped >= 2 * EACH, "{calls}, {skipped} skipped");
     }
 }
 
 #[test]
 fn three_million_calls_are_counted_to_the_call_while_events_flow_and_lost_events_to_the_event() {
     let cgroup = Cgroup::new("storm");
-    let mut probe = Probe::attach(How::cheapest());
+    let mut probe = Probe::attach();
     probe.give_slot(cgroup.id, 3);
     probe.tell(GETPPID, told::LISTENED, TextOf::default());
     let mut caller = cgroup.start("getppid", 4, 750_000);

@@ -21,27 +21,43 @@ use orb8_common::syscall::{
     event_flags::{CUT, STARTED, UNREAD},
     text, told,
 };
+use orb8_probes::tracepoint;
 use place::Cgroup;
-use probe::{EXECVE, How, Probe, execs};
+use probe::{EXECVE, Probe, execs};
 
 const GETPPID: u32 = libc::SYS_getppid as u32;
 
 #[test]
 fn a_cgroup_with_a_slot_is_counted_to_the_call_on_every_kind_of_hook() {
-    for how in How::all() {
+    for kind in probe::kinds() {
         let cgroup = Cgroup::new("slot");
-        let mut probe = Probe::attach(how);
+        let mut probe = Probe::attach_by(kind);
         probe.give_slot(cgroup.id, 7);
         cgroup.run("getppid", 4, 250_000);
-        assert_eq!(probe.slotted(7)[GETPPID as usize], 1_000_000, "{how:?}");
-        assert_eq!(probe.unslotted(cgroup.id).get(&GETPPID), None, "{how:?}");
+        assert_eq!(probe.slotted(7)[GETPPID as usize], 1_000_000, "{kind:?}");
+        assert_eq!(probe.unslotted(cgroup.id).get(&GETPPID), None, "{kind:?}");
+    }
+}
+
+/// Where the kernel can preempt a program of this kind, it skips calls that others make meanwhile.
+#[test]
+fn what_the_kernel_skips_it_counts() {
+    let kernel = tracepoint::kernel().unwrap();
+    for kind in tracepoint::kinds(kernel).iter().copied() {
+        let cgroup = Cgroup::new("skipped");
+        let mut probe = Probe::attach_by(kind);
+        probe.give_slot(cgroup.id, 7);
+        cgroup.run("getppid", 4, 250_000);
+        let uncounted = 1_000_000 - u64::from(probe.slotted(7)[GETPPID as usize]);
+        let skipped = if tracepoint::is_preemptible(kind, kernel) { probe.skipped() } else { 0 };
+        assert!(uncounted <= skipped, "{kind:?}: {uncounted} uncounted, {skipped} skipped");
     }
 }
 
 #[test]
 fn a_cgroup_without_a_slot_is_counted_to_the_call_and_keeps_that_when_it_gets_one() {
     let cgroup = Cgroup::new("unslotted");
-    let mut probe = Probe::attach(How::cheapest());
+    let mut probe = Probe::attach();
     cgroup.run("getppid", 4, 10_000);
     assert_eq!(probe.unslotted(cgroup.id).get(&GETPPID), Some(&40_000));
     probe.give_slot(cgroup.id, 9);
@@ -55,7 +71,7 @@ fn a_cgroup_without_a_slot_is_counted_to_the_call_and_keeps_that_when_it_gets_on
 #[test]
 fn a_number_that_no_table_has_is_counted_as_other() {
     let cgroup = Cgroup::new("other");
-    let mut probe = Probe::attach(How::cheapest());
+    let mut probe = Probe::attach();
     probe.give_slot(cgroup.id, 5);
     cgroup.run("unknown", 1, 3);
     assert_eq!(probe.slotted(5)[NUMBERS - 1], 3);
@@ -64,7 +80,7 @@ fn a_number_that_no_table_has_is_counted_as_other() {
 #[test]
 fn one_in_so_many_is_told_and_says_so() {
     let cgroup = Cgroup::new("sampled");
-    let mut probe = Probe::attach(How::cheapest());
+    let mut probe = Probe::attach();
     probe.give_slot(cgroup.id, 3);
     probe.set(0, 100);
     probe.tell(GETPPID, told::SAMPLED, TextOf::default());
@@ -80,8 +96,14 @@ fn one_in_so_many_is_told_and_says_so() {
 
 #[test]
 fn a_program_is_told_with_its_arguments_by_the_call_or_when_it_has_started() {
+    for kind in probe::kinds() {
+        told_with_arguments(kind);
+    }
+}
+
+fn told_with_arguments(kind: tracepoint::Kind) {
     let cgroup = Cgroup::new("execve");
-    let mut probe = Probe::attach(How::cheapest());
+    let mut probe = Probe::attach_by(kind);
     probe.tell(EXECVE, told::ALWAYS, TextOf { text: text::PROGRAM, argument: 0 });
     let arguments = ["-c", "true \"$1\"", "sh", "an argument"];
     for _ in 0..50 {
@@ -104,14 +126,14 @@ fn a_program_is_told_with_its_arguments_by_the_call_or_when_it_has_started() {
             assert_eq!(event.texts(), expected, "{event:?}");
         }
     }
-    assert_eq!(execs(&ours), 50, "one program each: {ours:?}");
-    assert_eq!(started, 50);
+    assert_eq!(execs(&ours), 50, "{kind:?}, one program each: {ours:?}");
+    assert_eq!(started, 50, "{kind:?}");
 }
 
 #[test]
 fn a_path_is_told_as_the_caller_wrote_it_and_says_when_it_was_cut() {
     let cgroup = Cgroup::new("path");
-    let mut probe = Probe::attach(How::cheapest());
+    let mut probe = Probe::attach();
     let openat = libc::SYS_openat as u32;
     probe.tell(openat, told::ALWAYS, TextOf { text: text::PATH, argument: 1 });
     cgroup.run("open", 1, 1);
@@ -132,7 +154,7 @@ fn a_path_is_told_as_the_caller_wrote_it_and_says_when_it_was_cut() {
 #[test]
 fn many_arguments_fill_an_event_and_no_more() {
     let cgroup = Cgroup::new("arguments");
-    let mut probe = Probe::attach(How::cheapest());
+    let mut probe = Probe::attach();
     probe.tell(EXECVE, told::ALWAYS, TextOf { text: text::PROGRAM, argument: 0 });
     let many: Vec<String> = (0..100).map(|n| format!("argument number {n}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
@@ -149,7 +171,7 @@ fn many_arguments_fill_an_event_and_no_more() {
 #[test]
 fn an_address_is_told_as_bytes() {
     let cgroup = Cgroup::new("address");
-    let mut probe = Probe::attach(How::cheapest());
+    let mut probe = Probe::attach();
     let connect = libc::SYS_connect as u32;
     probe.tell(connect, told::ALWAYS, TextOf { text: text::ADDRESS, argument: 1 });
     cgroup.run("connect", 1, 1);
@@ -163,7 +185,7 @@ fn an_address_is_told_as_bytes() {
 #[test]
 fn the_name_of_a_program_is_bytes_and_may_be_anything() {
     let cgroup = Cgroup::new("bytes");
-    let mut probe = Probe::attach(How::cheapest());
+    let mut probe = Probe::attach();
     probe.tell(EXECVE, told::ALWAYS, TextOf { text: text::PROGRAM, argument: 0 });
     let mut command = Command::new("/bin/true");
     command.arg(std::ffi::OsStr::from_bytes(b"\xff\x1b[31m"));

@@ -1,12 +1,16 @@
 //! The loaded probe, and what its maps say.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    fs,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, Program, RawTracePoint, TracePoint},
-    util::KernelVersion,
 };
 use orb8_common::{
     Record,
@@ -16,39 +20,26 @@ use orb8_common::{
         UnslottedKey, event_flags::STARTED, told,
     },
 };
+use orb8_probes::tracepoint::{self, Kind};
 use rustix::thread::{MembarrierCommand, membarrier};
 
 pub(crate) const EXECVE: u32 = libc::SYS_execve as u32;
 pub(crate) const NEEDS: &str = "this test needs root and a kernel with BTF";
 
-/// By which kind of program.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum How {
-    Btf,
-    Raw,
-    Classic,
-}
-
-impl How {
-    /// Every kind of program that this kernel has, the cheapest one first. The one by types asks for
-    /// `bpf_get_current_task_btf`, which came with Linux 5.11.
-    pub(crate) fn all() -> Vec<Self> {
-        let kernel = KernelVersion::current().expect("the kernel's version");
-        let mut all = vec![Self::Btf, Self::Raw, Self::Classic];
-        all.retain(|how| !matches!(how, Self::Btf) || kernel >= KernelVersion::new(5, 11, 0));
-        all
-    }
-
-    /// What the agent attaches here.
-    pub(crate) fn cheapest() -> Self {
-        Self::all()[0]
-    }
+/// Every kind of program that this kernel has and that misses no call, the one that the agent takes
+/// first.
+pub(crate) fn kinds() -> impl Iterator<Item = Kind> {
+    let kernel = tracepoint::kernel().unwrap();
+    tracepoint::kinds(kernel)
+        .iter()
+        .copied()
+        .filter(move |kind| !tracepoint::is_preemptible(*kind, kernel))
 }
 
 /// How the probe is loaded.
 #[derive(Clone, Copy)]
 pub(crate) struct Options {
-    pub(crate) how: How,
+    pub(crate) kind: Kind,
     /// Whether the ends of calls are watched.
     pub(crate) ends: bool,
     /// Maps that get so many entries.
@@ -83,13 +74,22 @@ pub(crate) fn execs(events: &[&Event]) -> usize {
 }
 
 impl Probe {
-    pub(crate) fn attach(how: How) -> Self {
-        Self::load(Options { how, ends: false, small: &[] })
+    /// As the agent attaches it.
+    pub(crate) fn attach() -> Self {
+        Self::attach_by(kinds().next().unwrap())
     }
 
-    /// With the ends of calls.
-    pub(crate) fn attach_ends(how: How) -> Self {
-        Self::load(Options { how, ends: true, small: &[] })
+    pub(crate) fn attach_by(kind: Kind) -> Self {
+        Self::load(Options { kind, ends: false, small: &[] })
+    }
+
+    /// With the ends of calls, as the agent attaches it.
+    pub(crate) fn attach_ends() -> Self {
+        Self::attach_ends_by(kinds().next().unwrap())
+    }
+
+    pub(crate) fn attach_ends_by(kind: Kind) -> Self {
+        Self::load(Options { kind, ends: true, small: &[] })
     }
 
     pub(crate) fn load(options: Options) -> Self {
@@ -100,6 +100,10 @@ impl Probe {
         for (name, offset) in &offsets {
             loader.override_global(name, offset, true);
         }
+        let by_version = tracepoint::globals(tracepoint::kernel().unwrap());
+        for (name, value) in &by_version {
+            loader.override_global(name, value, true);
+        }
         loader.override_global("WATCH_ENDS", &watch_ends, true);
         for (map, entries) in options.small {
             loader.map_max_entries(map, *entries);
@@ -107,11 +111,11 @@ impl Probe {
         let mut ebpf = loader.load(object).unwrap_or_else(|e| panic!("{NEEDS}; {e:?}"));
         // What is noted where calls begin is of use only once ends are seen.
         if options.ends {
-            raw(&mut ebpf, "orb8_process_exit", "sched_process_exit");
-            attach(&mut ebpf, options.how, "exit");
+            attach_process(&mut ebpf, options.kind, "exit");
+            attach(&mut ebpf, options.kind, "exit");
         }
-        raw(&mut ebpf, "orb8_process_exec", "sched_process_exec");
-        attach(&mut ebpf, options.how, "enter");
+        attach_process(&mut ebpf, options.kind, "exec");
+        attach(&mut ebpf, options.kind, "enter");
         let ring = ebpf.take_map("SYSCALL_EVENTS").unwrap().try_into().unwrap();
         Self { ebpf, ring, generation: 0, every: 0, told: [told::NEVER; NUMBERS] }
     }
@@ -230,6 +234,17 @@ impl Probe {
         drops.get(&(slot as u32), 0).unwrap().iter().sum()
     }
 
+    /// Calls that the kernel skipped, of anybody.
+    pub(crate) fn skipped(&self) -> u64 {
+        let of = |program: &Program| -> Option<u64> {
+            let fd = program.fd().ok()?.as_fd().as_raw_fd();
+            let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+            let line = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
+            Some(line.trim().parse().unwrap())
+        };
+        self.ebpf.programs().filter_map(|(_, program)| of(program)).sum()
+    }
+
     pub(crate) fn events(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         while let Some(item) = self.ring.next() {
@@ -250,25 +265,35 @@ fn bytes<T: Record, const N: usize>(value: &T) -> [u8; N] {
     value.as_bytes().try_into().unwrap()
 }
 
-fn attach(ebpf: &mut Ebpf, how: How, end: &str) {
+fn attach(ebpf: &mut Ebpf, kind: Kind, end: &str) {
     let at = format!("sys_{end}");
-    match how {
-        How::Btf => {
+    match kind {
+        Kind::Typed => {
             let btf = Btf::from_sys_fs().unwrap();
             let program: &mut BtfTracePoint =
                 ebpf.program_mut(&format!("orb8_{at}")).unwrap().try_into().unwrap();
             program.load(&at, &btf).unwrap_or_else(|e| panic!("{e:?}"));
             program.attach().unwrap();
         }
-        How::Raw => raw(ebpf, &format!("orb8_{at}_raw"), &at),
-        How::Classic => {
-            mount_tracefs();
-            let program: &mut TracePoint =
-                ebpf.program_mut(&format!("orb8_{at}_tp")).unwrap().try_into().unwrap();
-            program.load().unwrap_or_else(|e| panic!("{e:?}"));
-            program.attach("raw_syscalls", &at).unwrap();
-        }
+        Kind::Raw => raw(ebpf, &format!("orb8_{at}_raw"), &at),
+        Kind::Classic => classic(ebpf, &format!("orb8_{at}_tp"), "raw_syscalls", &at),
     }
+}
+
+/// Where a process starts a program, or ends.
+fn attach_process(ebpf: &mut Ebpf, kind: Kind, what: &str) {
+    let (name, at) = (format!("orb8_process_{what}"), format!("sched_process_{what}"));
+    match kind {
+        Kind::Typed | Kind::Raw => raw(ebpf, &name, &at),
+        Kind::Classic => classic(ebpf, &format!("{name}_tp"), "sched", &at),
+    }
+}
+
+fn classic(ebpf: &mut Ebpf, name: &str, category: &str, at: &str) {
+    mount_tracefs();
+    let program: &mut TracePoint = ebpf.program_mut(name).unwrap().try_into().unwrap();
+    program.load().unwrap_or_else(|e| panic!("{name}: {e:?}"));
+    program.attach(category, at).unwrap();
 }
 
 /// For this thread alone, where nobody has mounted it.

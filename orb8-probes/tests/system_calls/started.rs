@@ -6,7 +6,7 @@ use orb8_common::syscall::{TextOf, event_flags::STARTED, text, told};
 
 use crate::{
     place::Cgroup,
-    probe::{EXECVE, Event, How, Probe},
+    probe::{EXECVE, Event, Probe},
 };
 
 const CGROUPS: usize = 100;
@@ -15,7 +15,7 @@ const EACH: u64 = 100;
 #[test]
 fn each_of_ten_thousand_programs_in_a_hundred_cgroups_is_told_with_its_arguments() {
     let cgroups: Vec<_> = (0..CGROUPS).map(|n| Cgroup::new(&format!("run{n}"))).collect();
-    let mut probe = Probe::attach(How::cheapest());
+    let mut probe = Probe::attach();
     probe.tell(EXECVE, told::ALWAYS, TextOf { text: text::PROGRAM, argument: 0 });
     let mut told: HashMap<(u64, Vec<u8>), u32> = HashMap::new();
     let mut take = |probe: &mut Probe| {

@@ -685,7 +685,7 @@ pub struct Loss {
     /// packets that are in the totals without detail
     #[prost(uint64, tag = "5")]
     pub packets: u64,
-    /// system calls that are in the totals, but nobody's
+    /// system calls that are nobody's, or in no total
     #[prost(uint64, tag = "6")]
     pub calls: u64,
 }

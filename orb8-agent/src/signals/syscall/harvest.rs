@@ -139,9 +139,13 @@ impl Task {
         Ok(())
     }
 
+    /// Calls that were anybody's: counted for nobody, or not at all.
+    pub(super) fn without_owner(&self) -> u64 {
+        self.nobodys + self.kernel.uncounted
+    }
+
     fn count_kernel_losses(&mut self) -> io::Result<()> {
         self.kernel = self.probe.kernel_counts()?;
-        let missed = self.probe.missed().unwrap_or(0);
         let stands_at = |reason, amount| {
             let point = LossPoint { signal: NAME, stage: Stage::Kernel, reason };
             self.context.ledger.stands_at(point, amount);
@@ -149,8 +153,9 @@ impl Task {
         let calls = |calls| Amount { calls, ..Amount::default() };
         stands_at("ring_full", Amount::records(self.kernel.ring_full));
         stands_at("unslotted_full", calls(self.nobodys));
-        stands_at("uncounted", calls(self.kernel.uncounted + missed));
-        stands_at("ends_unseen", calls(self.kernel.ends_unseen + self.probe.missed_ends()));
+        stands_at("uncounted", calls(self.kernel.uncounted));
+        stands_at("ends_unseen", calls(self.kernel.ends_unseen));
+        stands_at("starts_unseen", Amount::records(self.kernel.starts_unseen));
         stands_at("errors_unnumbered", calls(self.kernel.errors_unnumbered));
         Ok(())
     }
@@ -186,7 +191,7 @@ impl Task {
             }
         };
         self.unknown.remove(&cgroup);
-        let nobodys = self.nobodys;
+        let nobodys = self.without_owner();
         let newcomer = || Newcomer { attribution, since_start: true, nobodys };
         let account = self.accounts.meet(&owner, boot_ns(), newcomer);
         account.since_start &= !self.older.contains(&cgroup) && self.started_ns > 0;

@@ -13,6 +13,7 @@ mod events;
 mod execs;
 mod follow;
 mod harvest;
+mod hooks;
 mod metrics;
 pub mod names;
 mod probe;

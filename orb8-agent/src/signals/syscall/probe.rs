@@ -6,15 +6,17 @@ use orb8_common::{
     drops::Drop,
     syscall::{NUMBERS, SyscallCounts, SyscallSettings, UnslottedKey, told},
 };
+use orb8_probes::tracepoint;
 use orb8_proto::MapStatus;
 
 use super::{
+    hooks::{self, Attached, Hook, Kinds},
     names,
     slots::{Sums, slots_for},
 };
 use crate::{
     config::Config,
-    probe_loader::{LoadError, Object, RawMap},
+    probe_loader::{LoadError, Object, RawMap, Skips},
 };
 
 /// The kernel's count of events.
@@ -23,9 +25,12 @@ pub(super) struct KernelCounts {
     pub(super) events_seen: u64,
     pub(super) events_unwanted: u64,
     pub(super) ring_full: u64,
+    /// Calls that nobody counted.
     pub(super) uncounted: u64,
     /// Calls that were counted, but not how they ended.
     pub(super) ends_unseen: u64,
+    /// Programs that were started and not told.
+    pub(super) starts_unseen: u64,
     /// Calls whose error was counted, but not under its number.
     pub(super) errors_unnumbered: u64,
 }
@@ -34,9 +39,12 @@ pub(super) struct KernelCounts {
 pub(super) struct Probe {
     /// Until it is detached.
     object: Option<Object>,
-    program: &'static str,
-    /// Where calls end.
-    ends: Option<&'static str>,
+    kinds: Kinds,
+    /// What the kernel did not run the programs for, where calls begin, where they end, and where
+    /// programs are started.
+    skips: [Option<Skips>; 3],
+    /// Whether arguments of programs can be read.
+    reads_arguments: bool,
     counts: RawMap,
     slots: RawMap,
     unslotted: RawMap,
@@ -44,7 +52,15 @@ pub(super) struct Probe {
     drops: RawMap,
     written: Box<SyscallSettings>,
     /// What does not work, and why.
-    pub(super) missing: Option<String>,
+    pub(super) missing: Vec<String>,
+}
+
+/// Which of [`Probe::skips`].
+#[derive(Clone, Copy)]
+enum At {
+    Enter,
+    Exit,
+    Started,
 }
 
 impl Probe {
@@ -62,11 +78,17 @@ impl Probe {
                 ["SYSCALL_BEGUN", "SYSCALL_OUTCOMES", "SYSCALL_ERRORS"].map(|map| (map, 1)),
             );
         }
-        let (mut globals, missing) = match orb8_probes::btf::offsets(orb8_probes::SYSCALL_MEMBERS) {
-            Ok(offsets) => (offsets, None),
-            Err(why) => (Vec::new(), Some(why)),
+        let kernel = tracepoint::kernel().map_err(LoadError::Kernel)?;
+        let mut missing = Vec::new();
+        let mut globals = match orb8_probes::btf::offsets(orb8_probes::SYSCALL_MEMBERS) {
+            Ok(offsets) => offsets,
+            Err(why) => {
+                missing.push(unread(&why));
+                Vec::new()
+            }
         };
-        let missing = missing.map(|why| format!("arguments of programs may stay unread: {why}"));
+        let reads_arguments = missing.is_empty();
+        globals.extend(tracepoint::globals(kernel));
         globals.push(("WATCH_ENDS", u32::from(latency)));
         let mut object = Object::load(orb8_probes::SYSCALL_PROBE?, &sizes, &globals)?;
         let mut map = |name| object.map(name);
@@ -83,8 +105,9 @@ impl Probe {
         let object = Some(object);
         let probe = Self {
             object,
-            program: "",
-            ends: None,
+            kinds: Kinds::new(kernel, config.tracepoints),
+            skips: [const { None }; 3],
+            reads_arguments,
             counts,
             slots,
             unslotted,
@@ -100,7 +123,7 @@ impl Probe {
 
     /// The object, as long as it is attached or about to be.
     pub(super) fn object(&mut self) -> Result<&mut Object, LoadError> {
-        self.object.as_mut().ok_or_else(|| LoadError::Absent("object: it was detached".into()))
+        object(&mut self.object)
     }
 
     /// Counts no more. The maps stay.
@@ -108,23 +131,31 @@ impl Probe {
         self.object = None;
     }
 
-    /// Attaches, by the cheapest kind of program that this kernel has. From here on calls are counted.
+    /// Attaches. From here on calls are counted.
     pub(super) fn attach(&mut self) -> Result<(), LoadError> {
-        self.program = attach_at(self.object()?, &ENTER)?;
-        if self.missing.is_none() {
-            let attached =
-                self.object()?.attach_raw_tracepoint("orb8_process_exec", "sched_process_exec");
-            self.missing =
-                attached.err().map(|why| format!("arguments of programs may stay unread: {why}"));
+        self.attach_at(&hooks::ENTER, At::Enter)?;
+        if self.reads_arguments
+            && let Err(why) = self.attach_at(&hooks::STARTED, At::Started)
+        {
+            self.missing.push(unread(&why));
         }
         Ok(())
     }
 
     /// Attaches where calls end, which is of use before calls are counted.
     pub(super) fn attach_ends(&mut self) -> Result<(), LoadError> {
-        let object = self.object()?;
-        object.attach_raw_tracepoint("orb8_process_exit", "sched_process_exit")?;
-        self.ends = Some(attach_at(object, &EXIT)?);
+        hooks::attach(object(&mut self.object)?, &hooks::ENDED, &self.kinds)?;
+        self.attach_at(&hooks::EXIT, At::Exit)
+    }
+
+    fn attach_at(&mut self, hook: &Hook, at: At) -> Result<(), LoadError> {
+        let Attached { skips, lossy } =
+            hooks::attach(object(&mut self.object)?, hook, &self.kinds)?;
+        self.skips[at as usize] = Some(skips);
+        // Once is enough.
+        if let (At::Enter, Some(lossy)) = (at, lossy) {
+            self.missing.push(lossy);
+        }
         Ok(())
     }
 
@@ -184,27 +215,16 @@ impl Probe {
         let sum = |slot: Drop| -> io::Result<u64> {
             Ok(self.drops.get_per_cpu::<u64>(slot as u32)?.iter().sum())
         };
+        let skipped = |at: At| self.skips[at as usize].as_ref().and_then(Skips::count).unwrap_or(0);
         Ok(KernelCounts {
             events_seen: sum(Drop::EventsSeen)?,
             events_unwanted: sum(Drop::EventsUnwanted)?,
             ring_full: sum(Drop::RingFull)?,
-            uncounted: sum(Drop::Uncounted)?,
-            ends_unseen: sum(Drop::BegunFull)? + sum(Drop::OutcomesFull)?,
+            uncounted: sum(Drop::Uncounted)? + skipped(At::Enter),
+            ends_unseen: sum(Drop::BegunFull)? + sum(Drop::OutcomesFull)? + skipped(At::Exit),
+            starts_unseen: skipped(At::Started),
             errors_unnumbered: sum(Drop::ErrorsFull)?,
         })
-    }
-
-    /// Calls at which the kernel did not run the program, because it was running on that CPU; None
-    /// where it does not say.
-    pub(super) fn missed(&mut self) -> Option<u64> {
-        let program = self.program;
-        self.object.as_mut()?.recursion_misses(program)
-    }
-
-    /// Calls at whose end the kernel did not run the program.
-    pub(super) fn missed_ends(&mut self) -> u64 {
-        let Some(program) = self.ends else { return 0 };
-        self.object.as_mut().and_then(|object| object.recursion_misses(program)).unwrap_or(0)
     }
 
     /// Fill of the maps, and their memory in the kernel.
@@ -239,33 +259,10 @@ pub(super) fn status(name: &str, kind: &str, entries: u64, max_entries: u64) -> 
     MapStatus { name: name.into(), r#type: kind.into(), entries, max_entries }
 }
 
-/// Programs for one tracepoint: by its types, raw, and classic.
-struct Kinds {
-    at: &'static str,
-    programs: [&'static str; 3],
+fn object(object: &mut Option<Object>) -> Result<&mut Object, LoadError> {
+    object.as_mut().ok_or_else(|| LoadError::Absent("object: it was detached".into()))
 }
 
-const ENTER: Kinds = Kinds {
-    at: "sys_enter",
-    programs: ["orb8_sys_enter", "orb8_sys_enter_raw", "orb8_sys_enter_tp"],
-};
-const EXIT: Kinds =
-    Kinds { at: "sys_exit", programs: ["orb8_sys_exit", "orb8_sys_exit_raw", "orb8_sys_exit_tp"] };
-
-/// Attaches the cheapest kind of program that this kernel has. What is told of a failure is why the
-/// first kind could not be: the others are for old kernels.
-fn attach_at(object: &mut Object, kinds: &Kinds) -> Result<&'static str, LoadError> {
-    let Kinds { at, programs: [typed, raw, classic] } = *kinds;
-    let why = match object.attach_btf_tracepoint(typed, at) {
-        Ok(()) => return Ok(typed),
-        Err(why) => why,
-    };
-    tracing::debug!("{at} by its types: {why}");
-    if object.attach_raw_tracepoint(raw, at).is_ok() {
-        return Ok(raw);
-    }
-    match object.attach_tracepoint(classic, "raw_syscalls", at) {
-        Ok(()) => Ok(classic),
-        Err(_as_well) => Err(why),
-    }
+fn unread(why: &dyn std::fmt::Display) -> String {
+    format!("arguments of programs may stay unread: {why}")
 }

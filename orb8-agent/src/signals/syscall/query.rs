@@ -234,11 +234,11 @@ fn profile(task: &Task, account: &Account) -> SyscallProfile {
     syscalls.sort_unstable();
     let mut gaps = Vec::new();
     let nobodys = match account.lives {
-        true => task.nobodys - account.nobodys.0,
-        false => account.nobodys.1 - account.nobodys.0,
+        true => task.without_owner().saturating_sub(account.nobodys.0),
+        false => account.nobodys.1.saturating_sub(account.nobodys.0),
     };
     if nobodys > 0 {
-        gaps.push(format!("{nobodys} calls of that time could be given to nobody"));
+        gaps.push(format!("{nobodys} calls of that time could be anybody's"));
     }
     for (name, what) in [("compat", "of 32-bit programs"), ("other", "with numbers of no table")] {
         if syscalls.iter().any(|call| call == name) {

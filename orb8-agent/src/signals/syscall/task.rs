@@ -157,14 +157,14 @@ impl Task {
         match attached {
             Ok(watcher) => self.ends = Some(watcher),
             Err(why) => {
-                self.probe.missing = Some(format!("the ends of calls are not watched: {why}"));
+                self.probe.missing.push(format!("the ends of calls are not watched: {why}"));
             }
         }
     }
 
     fn report_state(&self) {
-        let missing = [self.probe.missing.clone(), self.context.cgroups.missing()];
-        let missing: Vec<String> = missing.into_iter().flatten().collect();
+        let mut missing = self.probe.missing.clone();
+        missing.extend(self.context.cgroups.missing());
         let state = match missing.is_empty() {
             true => State::Active,
             false => State::Degraded(missing.join("; ")),
@@ -267,7 +267,8 @@ impl Task {
     }
 
     fn clean_up(&mut self) {
-        let Self { alive, owners, slots, unslotted, accounts, nobodys, .. } = self;
+        let nobodys = self.without_owner();
+        let Self { alive, owners, slots, unslotted, accounts, .. } = self;
         let mut counted: HashSet<u64> = slots.used().map(|(_, cgroup)| cgroup).collect();
         counted.extend(unslotted.keys().map(|key| key.cgroup_id));
         owners.retain(|cgroup, _| alive.contains(cgroup) || counted.contains(cgroup));
@@ -278,7 +279,7 @@ impl Task {
         for (owner, account) in accounts.iter_mut() {
             account.lives = there.contains(owner);
             if account.lives {
-                account.nobodys.1 = *nobodys;
+                account.nobodys.1 = nobodys;
             }
         }
         accounts.forget(oldest_kept(slice_of(boot_ns())));

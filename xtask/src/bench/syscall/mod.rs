@@ -22,6 +22,10 @@ enum Subject {
     Empty,
     /// orb8's count.
     Count,
+    /// An empty program of the classic kind.
+    EmptyClassic,
+    /// orb8's count by the classic kind.
+    Classic,
     /// orb8's count of a call that is told one time in a hundred, to nobody.
     Sampled,
     /// orb8's count and, with `--latency`, a program where calls end.
@@ -30,8 +34,25 @@ enum Subject {
     Peer,
 }
 
-const OURS: [Subject; 5] =
-    [Subject::Bare, Subject::Empty, Subject::Count, Subject::Sampled, Subject::Ends];
+impl Subject {
+    /// The empty program of the same kind.
+    const fn floor(self) -> Self {
+        match self {
+            Self::EmptyClassic | Self::Classic => Self::EmptyClassic,
+            _ => Self::Empty,
+        }
+    }
+}
+
+const OURS: [Subject; 7] = [
+    Subject::Bare,
+    Subject::Empty,
+    Subject::Count,
+    Subject::EmptyClassic,
+    Subject::Classic,
+    Subject::Sampled,
+    Subject::Ends,
+];
 
 #[derive(clap::Args)]
 pub(super) struct Args {

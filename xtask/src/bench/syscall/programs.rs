@@ -5,11 +5,12 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, HashMap, PerCpuArray},
     programs::{
-        BtfTracePoint, Program, ProgramInfo, RawTracePoint, TracePoint, raw_trace_point,
-        tp_btf::BtfTracePointLinkId,
+        Program, ProgramInfo, TracePoint, raw_trace_point::RawTracePointLinkId,
+        tp_btf::BtfTracePointLinkId, trace_point::TracePointLinkId,
     },
 };
 use orb8_common::syscall::{NUMBERS, SyscallSettings, told};
+use orb8_probes::tracepoint;
 use zerocopy::IntoBytes as _;
 
 use super::{super::probe::Size, Subject};
@@ -18,15 +19,17 @@ use super::{super::probe::Size, Subject};
 const GETPPID: u32 = if cfg!(target_arch = "x86_64") { 110 } else { 173 };
 
 /// Programs that the agent attaches.
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [&str; 10] = [
     "orb8_sys_enter",
     "orb8_sys_enter_raw",
     "orb8_sys_enter_tp",
     "orb8_process_exec",
+    "orb8_process_exec_tp",
     "orb8_sys_exit",
     "orb8_sys_exit_raw",
     "orb8_sys_exit_tp",
     "orb8_process_exit",
+    "orb8_process_exit_tp",
 ];
 
 pub(super) struct Programs {
@@ -38,14 +41,19 @@ pub(super) struct Programs {
 /// What is attached for a turn.
 pub(super) struct Attached {
     subject: Subject,
-    tracepoints: Vec<(&'static str, BtfTracePointLinkId)>,
-    exit: Option<raw_trace_point::RawTracePointLinkId>,
+    links: Vec<(&'static str, Link)>,
+}
+
+enum Link {
+    Typed(BtfTracePointLinkId),
+    Raw(RawTracePointLinkId),
+    Classic(TracePointLinkId),
 }
 
 impl Attached {
     /// Whether orb8 counts meanwhile.
     pub(super) fn counts(&self) -> bool {
-        matches!(self.subject, Subject::Count | Subject::Sampled | Subject::Ends)
+        !matches!(self.subject, Subject::Bare | Subject::Empty | Subject::EmptyClassic)
     }
 }
 
@@ -83,34 +91,38 @@ impl Programs {
         let names: &[_] = match subject {
             Subject::Bare | Subject::Peer => &[],
             Subject::Empty => &["orb8_sys_enter_empty"],
+            Subject::EmptyClassic => &["orb8_sys_enter_empty_tp"],
             Subject::Count | Subject::Sampled => &["orb8_sys_enter"],
-            Subject::Ends => &["orb8_sys_exit", "orb8_sys_enter"],
+            Subject::Classic => &["orb8_sys_enter_tp"],
+            Subject::Ends => &["orb8_process_exit", "orb8_sys_exit", "orb8_sys_enter"],
         };
         let how = if subject == Subject::Sampled { told::SAMPLED } else { told::NEVER };
         let ebpf = self.of(subject);
         tell(ebpf, how)?;
-        let mut exit = None;
-        if subject == Subject::Ends {
-            let program: &mut RawTracePoint = program(ebpf, "orb8_process_exit")?.try_into()?;
-            exit = Some(program.attach("sched_process_exit")?);
-        }
-        let mut tracepoints = Vec::new();
+        let mut links = Vec::new();
         for name in names {
-            let program: &mut BtfTracePoint = program(ebpf, name)?.try_into()?;
-            tracepoints.push((*name, program.attach()?));
+            let link = match program(ebpf, name)? {
+                Program::BtfTracePoint(program) => Link::Typed(program.attach()?),
+                Program::RawTracePoint(program) => Link::Raw(program.attach("sched_process_exit")?),
+                Program::TracePoint(program) => {
+                    Link::Classic(program.attach("raw_syscalls", "sys_enter")?)
+                }
+                _ => anyhow::bail!("{name} is of no kind that sees calls"),
+            };
+            links.push((*name, link));
         }
-        Ok(Attached { subject, tracepoints, exit })
+        Ok(Attached { subject, links })
     }
 
     pub(super) fn detach(&mut self, attached: Attached) -> Result<()> {
         let ebpf = self.of(attached.subject);
-        for (name, link) in attached.tracepoints {
-            let program: &mut BtfTracePoint = program(ebpf, name)?.try_into()?;
-            program.detach(link)?;
-        }
-        if let Some(link) = attached.exit {
-            let program: &mut RawTracePoint = program(ebpf, "orb8_process_exit")?.try_into()?;
-            program.detach(link)?;
+        for (name, link) in attached.links {
+            match (program(ebpf, name)?, link) {
+                (Program::BtfTracePoint(program), Link::Typed(link)) => program.detach(link)?,
+                (Program::RawTracePoint(program), Link::Raw(link)) => program.detach(link)?,
+                (Program::TracePoint(program), Link::Classic(link)) => program.detach(link)?,
+                _ => anyhow::bail!("{name} was attached as another kind"),
+            }
         }
         Ok(())
     }
@@ -161,6 +173,10 @@ fn load(watch_ends: u32) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for (name, offset) in &offsets {
         loader.override_global(name, offset, true);
+    }
+    let by_version = tracepoint::globals(tracepoint::kernel()?);
+    for (name, value) in &by_version {
+        loader.override_global(name, value, true);
     }
     loader.override_global("WATCH_ENDS", &watch_ends, true);
     let mut ebpf = loader

@@ -53,7 +53,7 @@ impl Result {
                 median,
                 min: ns.iter().copied().fold(f64::INFINITY, f64::min),
                 over_bare,
-                over_empty: median - median_of(Subject::Empty, how),
+                over_empty: median - median_of(subject.floor(), how),
                 part_of_peer: (peers > 0.0).then(|| over_bare / peers),
             }
         });
@@ -161,7 +161,9 @@ impl Result {
         let subject = match row.subject {
             Subject::Bare => "nothing",
             Subject::Empty => "an empty program",
+            Subject::EmptyClassic => "an empty program, classic",
             Subject::Count => "orb8",
+            Subject::Classic => "orb8, classic (from Linux 7.0 on)",
             Subject::Sampled => "orb8, a sampled call",
             Subject::Ends => "orb8 --latency",
             Subject::Peer => self.peer.as_deref().unwrap_or("bpftrace"),
