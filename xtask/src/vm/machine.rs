@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{binaries::Binaries, kernel::Kernel, tool};
 
-/// A kernel with its tests takes one to two minutes on two CPUs; this is for the slowest machine.
+/// A kernel with its tests takes five to eight minutes on two CPUs; this is for the slowest machine.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// How one test ended.
