@@ -74,14 +74,14 @@ impl Result {
             args.calls
         );
         println!(
-            "{:44} {:>8} {:>8} {:>10} {:>11} {:>6} {:>12}",
+            "{:52} {:>8} {:>8} {:>10} {:>11} {:>6} {:>12}",
             "attached", "median", "min", "over bare", "over empty", "aim", "of bpftrace"
         );
         for row in &self.rows {
             let aim = if row.aim().is_some() { format!("≤ {AIM}") } else { String::new() };
             let part = row.part_of_peer.map_or_else(String::new, |part| format!("{part:.2}"));
             println!(
-                "{:44} {:8.1} {:8.1} {:10.1} {:11.1} {aim:>6} {part:>12}{}",
+                "{:52} {:8.1} {:8.1} {:10.1} {:11.1} {aim:>6} {part:>12}{}",
                 self.name(row),
                 row.median,
                 row.min,
