@@ -13,8 +13,7 @@ use orb8_testkit::{
 };
 use serde_json::{Value, json};
 
-use super::Output;
-use crate::step;
+use super::{Build, Output};
 
 /// One measured figure, beside its aim if it has one.
 struct Figure {
@@ -34,19 +33,8 @@ const MEASURED: Duration = Duration::from_secs(20);
 const ACTIVE_FLOWS: u32 = 10_000;
 const MANY_FLOWS: u32 = 65_536;
 
-pub(super) fn run(output: Output) -> Result<()> {
-    let bins = step::build_bins(
-        &[
-            "--release",
-            "--package",
-            "orb8-agent",
-            "--package",
-            "orb8-cli",
-            "--package",
-            "orb8-testkit",
-        ],
-        "orb8-agent",
-    )?;
+pub(super) fn run(output: Output, build: &Build) -> Result<()> {
+    let bins = build.bins(&["orb8-agent", "orb8-cli", "orb8-testkit"])?;
     let mut figures = Vec::new();
     for (signals, has_aims) in SIGNALS {
         eprintln!("bench: an agent with --signals {signals}");

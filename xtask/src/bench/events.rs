@@ -20,11 +20,10 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
-use super::Output;
-use crate::step;
+use super::{Build, Output};
 
 /// The load.
-#[derive(Clone, Copy, clap::Args)]
+#[derive(clap::Args)]
 pub(super) struct Args {
     /// How to print the result
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -35,6 +34,8 @@ pub(super) struct Args {
     /// For how long
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=240))]
     seconds: u32,
+    #[command(flatten)]
+    build: Build,
 }
 
 /// The call that is made; nobody else makes it while it is counted.
@@ -54,10 +55,8 @@ struct Got {
     last: LossReport,
 }
 
-pub(super) fn run(args: Args) -> Result<()> {
-    let packages = ["orb8-agent", "orb8-testkit"].into_iter().flat_map(|name| ["--package", name]);
-    let flags: Vec<&str> = ["--release"].into_iter().chain(packages).collect();
-    let bins = step::build_bins(&flags, "orb8-agent")?;
+pub(super) fn run(args: &Args) -> Result<()> {
+    let bins = args.build.bins(&["orb8-agent", "orb8-testkit"])?;
     let node = Node::start(NodeOptions::default())?;
     let pod = node.start_pod(PodSpec::new("bench", "caller"))?;
     let dir = tempfile::tempdir()?;

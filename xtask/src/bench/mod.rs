@@ -10,9 +10,11 @@ mod probe;
 mod report;
 mod syscall;
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, ensure};
 
-use crate::step::cargo;
+use crate::step::{self, cargo};
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -32,6 +34,8 @@ enum What {
         /// How to print the result
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
+        #[command(flatten)]
+        build: Build,
     },
     /// What an agent delivers, loses and takes while very many events come
     Events(events::Args),
@@ -58,6 +62,25 @@ struct Network {
     packets: u32,
 }
 
+/// For which target what is measured is built.
+#[derive(clap::Args)]
+struct Build {
+    /// Target to build for, such as the x86_64-unknown-linux-musl of the images [default: this
+    /// machine's]
+    #[arg(long, value_name = "TRIPLE")]
+    target: Option<String>,
+}
+
+impl Build {
+    /// Builds the binaries of these packages, the agent's among them, and gives their folder.
+    fn bins(&self, packages: &[&str]) -> Result<PathBuf> {
+        let mut flags = vec!["--release"];
+        flags.extend(packages.iter().flat_map(|package| ["--package", package]));
+        flags.extend(self.target.iter().flat_map(|target| ["--target", target]));
+        step::build_bins(&flags, "orb8-agent")
+    }
+}
+
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Output {
     Table,
@@ -71,8 +94,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Network(args) => network(args),
         What::Syscall(args) => syscall::run(args),
-        What::Agent { output } => agent::run(*output),
-        What::Events(args) => events::run(*args),
+        What::Agent { output, build } => agent::run(*output, build),
+        What::Events(args) => events::run(args),
         What::Cluster(args) => cluster::run(*args),
         What::HostAgents(args) => cluster::host(*args),
     }
