@@ -7,6 +7,11 @@ use orb8_agent::{Agent, config::RawConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// musl's own has one lock for all threads.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// orb8's node agent: traces this node and serves what it sees
 #[derive(Parser)]
 #[command(name = "orb8-agent", version)]

@@ -94,6 +94,10 @@ fn build(part: &Part, target: &str, profile: &str) -> Result<PathBuf> {
     let mut command = cargo();
     command.env("ORB8_BPF", "required").args(["build", "--locked", "--target", target]);
     command.args(["--profile", profile, "--package", part.package]);
+    if cfg!(target_arch = "aarch64") {
+        // Kernels there have pages of up to 64 KiB, which jemalloc has to be built for.
+        command.env("JEMALLOC_SYS_WITH_LG_PAGE", "16");
+    }
     step::run(&mut command)?;
     let folder =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
