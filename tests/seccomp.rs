@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const UID: &str = "8d5f24b5-3f56-4f60-a7a8-0c2f8b5e6f3a";
+/// Of the other test's pod: an agent sees the containers of every test that runs beside it.
+const OTHER_UID: &str = "5b1c7a0e-94d2-4c07-8f0b-d1a6e2c3f4b5";
 /// Reads a file now and then, with programs of its own, for two seconds and more.
 const WORK: &str = "n=0; while [ $n -lt 30 ]; do cat /usr/lib/os-release >/dev/null || exit 9; \
                     sleep 0.05; n=$((n+1)); done; echo worked";
@@ -27,11 +29,13 @@ const INTRUDE: &str = "kill -0 $$ && echo intruded";
 struct Runc {
     dir: tempfile::TempDir,
     groups: String,
+    /// Of the pod whose containers it runs.
+    uid: &'static str,
 }
 
 impl Runc {
     /// With a root of this machine's programs, which cannot be written.
-    fn new(node: &Node) -> Result<Self> {
+    fn new(node: &Node, uid: &'static str) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("orb8-runc-").tempdir()?;
         let root = dir.path().join("rootfs");
         for name in ["", "usr", "proc", "dev", "tmp", "etc"] {
@@ -41,13 +45,13 @@ impl Runc {
             symlink(format!("usr/{name}"), root.join(name))?;
         }
         let groups = node.cgroup_dir().file_name().context("a node has a cgroup")?;
-        Ok(Self { groups: groups.to_string_lossy().into_owned(), dir })
+        Ok(Self { groups: groups.to_string_lossy().into_owned(), dir, uid })
     }
 
     /// Runs a script in a container of the pod, to its end.
     fn run(&self, id: &str, script: &str, seccomp: Option<&Value>) -> Result<Output> {
         let mut linux = json!({
-            "cgroupsPath": format!("/{}/kubepods/besteffort/pod{UID}/{id}", self.groups),
+            "cgroupsPath": format!("/{}/kubepods/besteffort/pod{}/{id}", self.groups, self.uid),
             "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}],
         });
         if let Some(profile) = seccomp {
@@ -117,7 +121,7 @@ fn an_advised_profile_lets_the_workload_run_and_stops_a_call_it_never_made() -> 
     let mut old_groups = OldGroups::default();
     let node = Node::start(NodeOptions::default())?;
     old_groups.watch(&node);
-    let runc = Runc::new(&node)?;
+    let runc = Runc::new(&node, UID)?;
     let id = "ab".repeat(32);
     let pods = runc.dir.path().join("pods.json");
     fs::write(&pods, pod_list(&id).to_string())?;
@@ -166,7 +170,7 @@ fn a_profile_of_a_container_that_no_runtime_started_has_what_a_runtime_needs() -
     let mut old_groups = OldGroups::default();
     let node = Node::start(NodeOptions::default())?;
     old_groups.watch(&node);
-    let runc = Runc::new(&node)?;
+    let runc = Runc::new(&node, OTHER_UID)?;
     let pod = node.start_pod(PodSpec::new("shop", "web-0"))?;
     let pods = runc.dir.path().join("pods.json");
     node.write_pod_list(&pods)?;
@@ -182,7 +186,7 @@ fn a_profile_of_a_container_that_no_runtime_started_has_what_a_runtime_needs() -
     let (out, err) = text(&advise(&node, &traced, &["--force"])?);
     let profile: Value = serde_json::from_str(&out).with_context(|| err)?;
     let both = format!("{WORK}; {INTRUDE}");
-    let (out, err) = text(&runc.run(&"ab".repeat(32), &both, Some(&profile))?);
+    let (out, err) = text(&runc.run(&"12".repeat(32), &both, Some(&profile))?);
     ensure!(out == "worked\n", "{out}{err}{profile:#}");
     traced.stop()
 }
