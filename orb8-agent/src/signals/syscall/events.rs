@@ -1,6 +1,9 @@
 //! Calls that the probe tells of, named and given to whoever listens.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use orb8_common::syscall::{SyscallEvent, event_flags::ENDED};
 use orb8_proto::{Event, event};
@@ -56,9 +59,13 @@ impl Task {
         }
         let names_may_come = self.names_may_come();
         let mut without_room = self.waiting.len().saturating_sub(ROOM);
+        // Who a cgroup is may become known while this goes on. What a container's runtime did before its
+        // program is known by the order of the calls, so none overtakes one that waits.
+        let mut waiting = HashSet::new();
         for call in std::mem::take(&mut self.waiting) {
             let attribution = self.attribution(&call, now, names_may_come);
             let waits = matches!(attribution, Waits::For(_));
+            let waits = waits || waiting.contains(&call.head.cgroup_id);
             let (Waits::For(attribution) | Waits::No(attribution)) = attribution;
             if !waits || last == Last::Everybody {
                 self.judge_told(&call, &attribution);
@@ -74,6 +81,7 @@ impl Task {
                 if let Last::One(leaving) = last {
                     self.tell(&call, &attribution, Some(leaving));
                 }
+                waiting.insert(call.head.cgroup_id);
                 self.waiting.push_back(call);
             }
         }
